@@ -1,0 +1,180 @@
+"""The event log of streams: fenced single-writer commits, batch replay, live tail.
+
+A stream's records are the messages of one subject. Every write expects the subject's last
+sequence, so of two writers that saw the same last record only one can ever succeed.
+Batch direct get is ADR-31 of the NATS architecture notes; nats-py has no call for it.
+"""
+
+import asyncio
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from shared.bus.connection import Bus, BusError, Message, Subscription, status_of
+from shared.bus.publisher import Publisher, WrongSequence
+from shared.subjects import Subjects
+
+READ_BATCH = 512
+READ_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LogEntry:
+    """A committed record's bytes and its sequence in the JetStream stream."""
+
+    seq: int
+    payload: bytes
+
+
+class StreamExists(Exception):
+    """A stream with this id was accepted before."""
+
+
+class Fenced(Exception):
+    """Somebody else has written to the stream; `last` is its last record."""
+
+    def __init__(self, last: LogEntry | None) -> None:
+        super().__init__("another owner writes this stream")
+        self.last = last
+
+
+class _StoredMessage(Struct):
+    subject: str = ""
+    seq: int = 0
+    data: str = ""
+
+
+class _ApiError(Struct):
+    code: int = 0
+    err_code: int = 0
+    description: str = ""
+
+
+class _GetReply(Struct):
+    message: _StoredMessage | None = None
+    error: _ApiError | None = None
+
+
+_get_decoder = msgspec.json.Decoder(_GetReply)
+
+
+class EventLog:
+    """Reads and writes stream logs. Every method raises BusError when NATS doesn't answer."""
+
+    def __init__(self, bus: Bus, publisher: Publisher, subjects: Subjects) -> None:
+        self._bus = bus
+        self._publisher = publisher
+        self._subjects = subjects
+
+    async def accept(self, sid: str, payload: bytes, *, patience_s: float = 5.0) -> int:
+        """Write the first record and return its sequence.
+
+        Raises StreamExists when there is one already, unless it holds these very bytes.
+        """
+        try:
+            return await self.commit(sid, payload, expected_seq=0, patience_s=patience_s)
+        except Fenced as error:
+            raise StreamExists(sid) from error
+
+    async def commit(
+        self, sid: str, payload: bytes, *, expected_seq: int, patience_s: float = 60.0
+    ) -> int:
+        """Append a record after `expected_seq` and return its sequence.
+
+        A lost ack is repaired by sending the identical bytes again. A refusal is resolved by the
+        leader's last record: if it is this one, the write had succeeded. Raises Fenced otherwise.
+        """
+        try:
+            ack = await self._publisher.publish(
+                self._subjects.events(sid),
+                payload,
+                expected_seq=expected_seq,
+                patience_s=patience_s,
+            )
+        except WrongSequence:
+            last = await self.last(sid)
+            if last is not None and last.payload == payload and last.seq > expected_seq:
+                return last.seq
+            raise Fenced(last) from None
+        return ack.seq
+
+    async def last(self, sid: str) -> LogEntry | None:
+        """The last record, read from the leader; None for a stream that has no log."""
+        return await self._leader_get(sid, {"last_by_subj": self._subjects.events(sid)})
+
+    async def first(self, sid: str) -> LogEntry | None:
+        """The oldest record that is still kept, read from the leader."""
+        return await self._leader_get(sid, {"seq": 1, "next_by_subj": self._subjects.events(sid)})
+
+    async def read(self, sid: str, *, after_seq: int = 0) -> list[LogEntry]:
+        """All records after a sequence, in order. A lagging replica may not have the newest yet."""
+        entries: list[LogEntry] = []
+        while True:
+            batch, pending = await self._read_batch(sid, after_seq)
+            entries += batch
+            if not batch or pending == 0:
+                return entries
+            after_seq = batch[-1].seq
+
+    async def tail(self, sid: str, handler: Callable[[LogEntry], None]) -> Subscription:
+        """Call `handler` for every record committed from now on; at most once: check for gaps."""
+
+        def on_message(message: Message) -> None:
+            headers = message.headers or {}
+            handler(LogEntry(int(headers["Nats-Sequence"]), message.data))
+
+        return await self._bus.subscribe(self._subjects.live(sid), on_message)
+
+    async def _leader_get(self, sid: str, query: dict[str, Any]) -> LogEntry | None:
+        stream = self._subjects.events_stream(self._subjects.shard(sid))
+        answer = await self._bus.request(
+            f"$JS.API.STREAM.MSG.GET.{stream}", msgspec.json.encode(query), timeout_s=5.0
+        )
+        reply = _get_decoder.decode(answer.data)
+        if reply.error is not None:
+            if reply.error.code == 404:
+                return None
+            raise BusError(f"the log can't be read: {reply.error.description}")
+        if reply.message is None:
+            raise BusError("the log can't be read: an empty answer")
+        return LogEntry(reply.message.seq, base64.b64decode(reply.message.data))
+
+    async def _read_batch(self, sid: str, after_seq: int) -> tuple[list[LogEntry], int]:
+        """One batch direct get: the entries, and how many are left behind them."""
+        stream = self._subjects.events_stream(self._subjects.shard(sid))
+        entries: list[LogEntry] = []
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def on_message(message: Message) -> None:
+            headers = message.headers or {}
+            status = status_of(headers)
+            if done.done():
+                return
+            if not status:
+                entries.append(LogEntry(int(headers["Nats-Sequence"]), message.data))
+            elif status == "204":
+                done.set_result(int(headers.get("Nats-Num-Pending", "0")))
+            elif status == "404":
+                done.set_result(0)
+            else:
+                done.set_exception(BusError(f"the log can't be read: status {status}"))
+
+        inbox = self._bus.inbox()
+        subscription = await self._bus.subscribe(inbox, on_message)
+        query = {
+            "seq": after_seq + 1,
+            "batch": READ_BATCH,
+            "next_by_subj": self._subjects.events(sid),
+        }
+        self._bus.send(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), inbox)
+        try:
+            async with asyncio.timeout(READ_TIMEOUT_S):
+                return entries, await done
+        except TimeoutError as error:
+            raise BusError("the log can't be read: no answer in time") from error
+        finally:
+            await subscription.close()

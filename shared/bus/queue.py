@@ -1,0 +1,222 @@
+"""Pull work queues: fetch only into free slots, report progress, acknowledge after the effect."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import structlog
+from nats.js.api import AckPolicy, ConsumerConfig
+
+from shared.bus.connection import NATS_ERRORS, Bus, BusError, Message, Subscription, status_of
+
+log = structlog.get_logger()
+
+PULL_EXPIRES_S = 30.0
+MAX_ACK_PENDING = 65_536
+"""The server's default of 1,000 would cap the concurrent generations of the whole mesh."""
+
+
+class WorkItem:
+    """One delivery of a work item."""
+
+    __slots__ = ("_bus", "_queue", "_reply", "data", "delivery", "settled", "subject")
+
+    def __init__(self, bus: Bus, message: Message, queue: "WorkQueue") -> None:
+        self._bus = bus
+        self._queue = queue
+        self._reply = message.reply
+        self.subject = message.subject
+        self.data = message.data
+        self.delivery = _delivery_of(message.reply)
+        """How often JetStream has handed this item out, from 1."""
+        self.settled = False
+
+    @property
+    def poisoned(self) -> bool:
+        """True when the item was delivered more often than is reasonable."""
+        return self.delivery > self._queue.max_deliver
+
+    def ack(self) -> None:
+        """Done: never deliver again."""
+        self._settle(b"+ACK")
+
+    def nak(self, delay_s: float = 0.0) -> None:
+        """Not done: deliver again after `delay_s`, to anybody."""
+        self._settle(b'-NAK {"delay": %d}' % int(delay_s * 1e9) if delay_s else b"-NAK")
+
+    def term(self) -> None:
+        """Never deliver again, though it was not done."""
+        self._settle(b"+TERM")
+
+    def abandon(self) -> None:
+        """Say nothing more of it: somebody else owns it now."""
+        self.settled = True
+
+    def in_progress(self) -> None:
+        if not self.settled:
+            self._bus.send(self._reply, b"+WPI")
+
+    def _settle(self, verb: bytes) -> None:
+        if not self.settled:
+            self.settled = True
+            self._bus.send(self._reply, verb)
+
+
+WorkHandler = Callable[[WorkItem], Awaitable[None]]
+
+
+class WorkQueue:
+    """Feeds a handler from one durable pull consumer, at most `slots` items at a time.
+
+    The handler settles its item. One that returns without settling, or raises, has it delivered
+    again after a second. While a handler runs, JetStream is told so every third of `ack_wait_s`.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        *,
+        stream: str,
+        consumer: str,
+        subject: str,
+        slots: int,
+        ack_wait_s: float,
+        max_deliver: int,
+    ) -> None:
+        self._bus = bus
+        self._stream = stream
+        self._consumer = consumer
+        self._subject = subject
+        self._slots = slots
+        self._ack_wait_s = ack_wait_s
+        self.max_deliver = max_deliver
+        self._inbox = bus.inbox()
+        self._handler: WorkHandler | None = None
+        self._subscription: Subscription | None = None
+        self._running: dict[asyncio.Task[None], WorkItem] = {}
+        self._asked = 0
+        self._asked_at = 0.0
+        self._fetching = False
+        self._loops: list[asyncio.Task[None]] = []
+        self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
+
+    @property
+    def running(self) -> int:
+        """Items being handled now."""
+        return len(self._running)
+
+    async def start(self, handler: WorkHandler) -> None:
+        """Declare the consumer and begin to fetch. Raises BusError when JetStream refuses."""
+        self._handler = handler
+        config = ConsumerConfig(
+            durable_name=self._consumer,
+            filter_subject=self._subject,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=self._ack_wait_s,
+            max_deliver=-1,  # a poisoned item must reach a service, which ends its stream
+            max_ack_pending=MAX_ACK_PENDING,
+            max_waiting=4096,
+        )
+        try:
+            await self._bus.jetstream().add_consumer(self._stream, config)
+        except NATS_ERRORS as error:
+            raise BusError(f"can't declare consumer {self._consumer}: {error}") from error
+        self._subscription = await self._bus.subscribe(self._inbox, self._on_message)
+        self._fetching = True
+        self._bus.on_reconnect(self._forget_pull)
+        loop = asyncio.get_running_loop()
+        self._loops = [
+            loop.create_task(self._keep_pulling(), name=f"{self._consumer}.pull"),
+            loop.create_task(self._report_progress(), name=f"{self._consumer}.progress"),
+        ]
+        self._pull()
+
+    async def drain(self, deadline_s: float) -> None:
+        """Fetch nothing more, wait for running items; past the deadline, hand them back."""
+        self._fetching = False
+        if self._subscription is not None:
+            await self._subscription.close()
+        if self._running:
+            await asyncio.wait(list(self._running), timeout=deadline_s)
+        leftover = list(self._running.items())
+        for task, _ in leftover:
+            task.cancel()
+        if leftover:
+            await asyncio.wait([task for task, _ in leftover], timeout=5)
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+
+    def _pull(self) -> None:
+        """One pull request at a time: the next is sent when this one is used up or has expired."""
+        free = self._slots - len(self._running)
+        if not self._fetching or free <= 0 or self._asked > 0:
+            return
+        batch = min(free, 256)
+        self._asked = batch
+        self._asked_at = asyncio.get_running_loop().time()
+        body: dict[str, Any] = {"batch": batch, "expires": int(PULL_EXPIRES_S * 1e9)}
+        self._bus.send(self._pull_subject, msgspec.json.encode(body), self._inbox)
+
+    def _forget_pull(self) -> None:
+        self._asked = 0
+        self._pull()
+
+    def _on_message(self, message: Message) -> None:
+        status = status_of(message.headers)
+        if status and not message.reply:
+            if status != "100":  # 100 is a heartbeat; the others end the pull request
+                self._asked = 0
+                if status in {"404", "408"}:
+                    self._pull()
+                # 409 and 503 (consumer deleted, leader change) are retried by _keep_pulling
+            return
+        self._asked = max(0, self._asked - 1)
+        item = WorkItem(self._bus, message, self)
+        task = asyncio.get_running_loop().create_task(self._handle(item))
+        self._running[task] = item
+        task.add_done_callback(self._done)
+        if self._asked == 0:
+            self._pull()
+
+    async def _handle(self, item: WorkItem) -> None:
+        handler = self._handler
+        assert handler is not None
+        try:
+            await handler(item)
+            if not item.settled:
+                item.nak(1.0)
+        except asyncio.CancelledError:
+            item.nak()
+            raise
+        except Exception:
+            log.exception("queue.handler_failed", consumer=self._consumer, delivery=item.delivery)
+            item.nak(1.0)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        self._pull()
+
+    async def _keep_pulling(self) -> None:
+        """A pull request whose end was never heard of (lost in a reconnect) is asked again."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(1.0)
+            if self._asked and loop.time() - self._asked_at > PULL_EXPIRES_S + 2:
+                self._asked = 0
+            self._pull()
+
+    async def _report_progress(self) -> None:
+        while True:
+            await asyncio.sleep(self._ack_wait_s / 3)
+            for item in self._running.values():
+                item.in_progress()
+
+
+def _delivery_of(reply: str) -> int:
+    """`$JS.ACK.<stream>.<consumer>.<delivered>.…`, or with domain and account before (ADR-15)."""
+    parts = reply.split(".")
+    if parts[:2] != ["$JS", "ACK"] or len(parts) < 9:
+        raise ValueError("not a JetStream delivery")
+    return int(parts[4] if len(parts) == 9 else parts[6])
