@@ -186,7 +186,10 @@ class BranchPhase(IntEnum):
 
 
 class BranchState(Struct, frozen=True, array_like=True):
-    """All a new owner needs to know of a branch: `k` is the last committed chunk of `attempt`."""
+    """All a new owner needs to know of a branch: `k` is the last committed chunk of `attempt`.
+
+    `chars` counts the text of the attempt that stands, and is 0 again after a reset.
+    """
 
     attempt: int = -1
     k: int = -1
@@ -198,10 +201,16 @@ class BranchState(Struct, frozen=True, array_like=True):
     usage: Usage | None = None
     code: str = ""
 
+    @property
+    def final(self) -> bool:
+        return self.phase >= BranchPhase.DONE
+
 
 class Checkpoint(Struct, frozen=True, array_like=True):
+    """Everything a new owner goes on from; `first_delta_at` is Unix seconds, 0 before it."""
+
     branches: tuple[BranchState, ...]
-    cancelled: bool = False
+    first_delta_at: float = 0.0
 
 
 class Accepted(Struct, frozen=True, array_like=True):

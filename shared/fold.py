@@ -6,6 +6,7 @@ that what is stored is what was streamed.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from io import StringIO
 from typing import Any
 
 from shared.events import (
@@ -45,17 +46,17 @@ class BranchView:
     duration_ms: float = 0.0
     error: BranchFailed | None = None
     attempts: int = 1
-    _text: list[str] = field(default_factory=list)
-    _reasoning: list[str] = field(default_factory=list)
+    _text: StringIO = field(default_factory=StringIO)
+    _reasoning: StringIO = field(default_factory=StringIO)
     _tools: dict[int, ToolFragment] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        return "".join(self._text)
+        return self._text.getvalue()
 
     @property
     def reasoning(self) -> str:
-        return "".join(self._reasoning)
+        return self._reasoning.getvalue()
 
     @property
     def tool_calls(self) -> list[dict[str, Any]]:
@@ -72,9 +73,9 @@ class BranchView:
     def add(self, delta: Delta) -> None:
         self.status = "streaming"
         if delta.text:
-            self._text.append(delta.text)
+            self._text.write(delta.text)
         if delta.reasoning:
-            self._reasoning.append(delta.reasoning)
+            self._reasoning.write(delta.reasoning)
         if delta.tool_call is not None:
             self._tools[delta.tool_call.index] = join_tool_fragments(
                 self._tools.get(delta.tool_call.index), delta.tool_call
@@ -83,8 +84,8 @@ class BranchView:
     def reset(self) -> None:
         self.status = "waiting"
         self.attempts += 1
-        self._text.clear()
-        self._reasoning.clear()
+        self._text = StringIO()
+        self._reasoning = StringIO()
         self._tools.clear()
 
 

@@ -149,7 +149,8 @@ class Chunk(Struct, frozen=True, array_like=True):
 
     Numbered `k` from 0 within an attempt. `attempt` grows with every try of a branch on any worker
     (see `attempt_number`). `seam` on an attempt's first chunk says what to do with a prefix that an
-    earlier attempt has committed.
+    earlier attempt has committed. `continue` holds only on top of exactly `kept_chars` committed
+    characters of text, so that a prefix which has grown meanwhile is never spliced.
     """
 
     branch: int
@@ -158,6 +159,7 @@ class Chunk(Struct, frozen=True, array_like=True):
     deltas: tuple[Delta, ...] = ()
     end: BranchEnd | None = None
     seam: Literal["", "continue", "restart", "fail"] = ""
+    kept_chars: int = 0
 
 
 AckState: TypeAlias = Literal["open", "closed", "fenced"]
@@ -197,10 +199,14 @@ class CancelRequested(Struct, frozen=True, tag_field="type", tag="cancel", kw_on
 
 
 class AskStanding(Struct, frozen=True, tag_field="type", tag="standing", kw_only=True):
-    """A redelivered task's worker asks the owner where the branch stands; answered by Standing."""
+    """A redelivered task's worker asks the owner where the branch stands; answered by Standing.
+
+    From then on, chunks of attempts below `attempt` are fenced.
+    """
 
     sid: str
     branch: int
+    attempt: int = 0
 
 
 class Standing(Struct, frozen=True, array_like=True):

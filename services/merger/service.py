@@ -1,0 +1,77 @@
+"""The merger: takes merge items and owns their streams."""
+
+from typing import Any
+
+import msgspec
+import structlog
+
+from services.merger.owner import Owner
+from shared.actor import Service
+from shared.bus import CancelMarks, Link, WorkItem, WorkQueue
+from shared.ids import new_instance_id
+from shared.messages import merge_stream_decoder
+from shared.settings import Settings
+from shared.telemetry import Counters
+
+log = structlog.get_logger()
+
+
+class Merger(Service):
+    name = "merger"
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.instance = settings.service_id or new_instance_id(self.name)
+        self.drain_deadline_s = settings.drain_deadline_s
+        self._settings = settings
+        self._counters = Counters()
+        self._link: Link | None = None
+        self._marks: CancelMarks | None = None
+        self._queue: WorkQueue | None = None
+
+    async def start(self) -> None:
+        """Raises BusError when NATS can't be reached."""
+        settings = self._settings
+        link = self._link = await Link.open(settings, self.name, self.instance, self.stats)
+        self._marks = CancelMarks(link.bus, link.subjects)
+        self._queue = WorkQueue(
+            link.bus,
+            stream=link.subjects.merges_stream,
+            consumer=self.name,
+            subject=link.subjects.all("merge"),
+            slots=settings.merger_slots,
+            ack_wait_s=settings.ack_wait_s,
+            max_deliver=settings.max_deliver,
+        )
+        await self._queue.start(self._own)
+        await link.announce()
+
+    async def drain(self) -> None:
+        """Take no new streams, give running ones a moment to end, hand back the rest."""
+        if self._link is None:
+            return
+        await self._link.withdraw()
+        if self._queue is not None:
+            await self._queue.drain(max(0.0, self.drain_deadline_s - 3))
+        await self._link.close()
+
+    def stats(self) -> dict[str, Any]:
+        owned = self._queue.running if self._queue is not None else 0
+        return {"owned_streams": owned, **self._counters}
+
+    async def _own(self, item: WorkItem) -> None:
+        assert self._link is not None
+        assert self._marks is not None
+        try:
+            command = merge_stream_decoder.decode(item.data)
+        except msgspec.DecodeError:
+            log.exception("merger.item_malformed", subject=item.subject)
+            item.term()
+            return
+        total_s = command.total_s or self._settings.total_timeout_s
+        owner = Owner(self._link, self._marks, self._counters, item, command, total_s=total_s)
+        await owner.run()
+
+
+def build(settings: Settings) -> Service:
+    return Merger(settings)
