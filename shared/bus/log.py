@@ -7,7 +7,7 @@ Batch direct get is ADR-31 of the NATS architecture notes; nats-py has no call f
 
 import asyncio
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from shared.subjects import Subjects
 
 READ_BATCH = 512
 READ_TIMEOUT_S = 5.0
+MAX_MULTI_LAST = 1024
+"""Most subjects whose last message the server returns for one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +116,48 @@ class EventLog:
         """All records after a sequence, in order. A lagging replica may not have the newest yet."""
         entries: list[LogEntry] = []
         while True:
-            batch, pending = await self._read_batch(sid, after_seq)
+            batch, more = await self.read_some(sid, after_seq=after_seq)
             entries += batch
-            if not batch or pending == 0:
+            if not more:
                 return entries
             after_seq = batch[-1].seq
+
+    async def read_some(
+        self, sid: str, *, after_seq: int = 0, max_bytes: int | None = None
+    ) -> tuple[list[LogEntry], bool]:
+        """The next records after a sequence, and whether there are more.
+
+        Stops at 512 records, or with the record that reaches `max_bytes`.
+        """
+        query: dict[str, Any] = {
+            "seq": after_seq + 1,
+            "batch": READ_BATCH,
+            "next_by_subj": self._subjects.events(sid),
+        }
+        if max_bytes is not None:
+            query["max_bytes"] = max_bytes
+        found, pending = await self._direct_get(self._subjects.shard(sid), query)
+        return [entry for _, entry in found], pending > 0 and bool(found)
+
+    async def last_of(self, sids: Collection[str]) -> dict[str, int]:
+        """The last sequence of each of many streams, up to 1,024 in one request.
+
+        Streams without a log are left out. A lagging replica may answer with an earlier sequence.
+        """
+        asked: dict[int, dict[str, str]] = {}
+        for sid in sids:
+            asked.setdefault(self._subjects.shard(sid), {})[self._subjects.events(sid)] = sid
+        last: dict[str, int] = {}
+        for shard, by_subject in asked.items():
+            while by_subject:
+                some = list(by_subject)[:MAX_MULTI_LAST]
+                found, pending = await self._direct_get(shard, {"multi_last": some})
+                for subject, entry in found:
+                    last[by_subject.pop(subject)] = entry.seq
+                if pending == 0 or not found:  # the rest of these have no log
+                    for subject in some:
+                        by_subject.pop(subject, None)
+        return last
 
     async def tail(self, sid: str, handler: Callable[[LogEntry], None]) -> Subscription:
         """Call `handler` for every record committed from now on; at most once: check for gaps."""
@@ -143,10 +182,11 @@ class EventLog:
             raise BusError("the log can't be read: an empty answer")
         return LogEntry(reply.message.seq, base64.b64decode(reply.message.data))
 
-    async def _read_batch(self, sid: str, after_seq: int) -> tuple[list[LogEntry], int]:
-        """One batch direct get: the entries, and how many are left behind them."""
-        stream = self._subjects.events_stream(self._subjects.shard(sid))
-        entries: list[LogEntry] = []
+    async def _direct_get(
+        self, shard: int, query: dict[str, Any]
+    ) -> tuple[list[tuple[str, LogEntry]], int]:
+        """One batch direct get: entries with their subjects, and how many are left behind them."""
+        found: list[tuple[str, LogEntry]] = []
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
         def on_message(message: Message) -> None:
@@ -155,7 +195,8 @@ class EventLog:
             if done.done():
                 return
             if not status:
-                entries.append(LogEntry(int(headers["Nats-Sequence"]), message.data))
+                entry = LogEntry(int(headers["Nats-Sequence"]), message.data)
+                found.append((headers["Nats-Subject"], entry))
             elif status == "204":
                 done.set_result(int(headers.get("Nats-Num-Pending", "0")))
             elif status == "404":
@@ -165,15 +206,11 @@ class EventLog:
 
         inbox = self._bus.inbox()
         subscription = await self._bus.subscribe(inbox, on_message)
-        query = {
-            "seq": after_seq + 1,
-            "batch": READ_BATCH,
-            "next_by_subj": self._subjects.events(sid),
-        }
+        stream = self._subjects.events_stream(shard)
         self._bus.send(f"$JS.API.DIRECT.GET.{stream}", msgspec.json.encode(query), inbox)
         try:
             async with asyncio.timeout(READ_TIMEOUT_S):
-                return entries, await done
+                return found, await done
         except TimeoutError as error:
             raise BusError("the log can't be read: no answer in time") from error
         finally:
