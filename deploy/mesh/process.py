@@ -61,7 +61,7 @@ def stop(process: Process, stop_signal: signal.Signals, deadline_s: float) -> bo
     """Stop it and whatever it started; blocks. False when it had to be killed."""
     if process.poll() is not None:
         return True
-    process.send_signal(stop_signal)
+    tell(process, stop_signal)
     ends = time.monotonic() + deadline_s
     while not _has_exited(process):
         if time.monotonic() > ends:
@@ -70,6 +70,13 @@ def stop(process: Process, stop_signal: signal.Signals, deadline_s: float) -> bo
         time.sleep(POLL_S)
     kill(process)
     return True
+
+
+def tell(process: Process, number: signal.Signals) -> None:
+    """Send it a signal. Unlike Popen's own way this never reaps, which is left to `kill`."""
+    if process.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(process.pid, number)
 
 
 def kill(process: Process) -> None:
