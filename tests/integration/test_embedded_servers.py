@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-import os
-import signal
+import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from deploy.mesh.nats_server import NatsServer
 from deploy.mesh.ports import free_ports
 from deploy.mesh.postgres_server import PostgresServer
 from deploy.mesh.redis_server import RedisServer
-from deploy.mesh.server import Running, Server
+from deploy.mesh.server import Running
 from shared.settings import Settings
 from tests.support.servers import delete_streams, talk
 
@@ -114,27 +113,34 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, nats_server: NatsSe
         pytest.fail("two servers on one port")
 
 
+PARENT = """
+import sys, time
+from pathlib import Path
+from deploy.mesh import nats_server, postgres_server, redis_server
+from deploy.mesh.ports import free_ports
+from deploy.mesh.server import Running
+folder, (one, two) = Path(sys.argv[2]), free_ports(2)
+server = {
+    "nats": lambda: nats_server.NatsServer(folder / "s", one, two, "pw", 1024**3),
+    "redis": lambda: redis_server.RedisServer(folder / "s", one, "pw"),
+    "postgres": lambda: postgres_server.PostgresServer(folder / "s", one, "pw", durable=False),
+}[sys.argv[1]]()
+with Running(server, folder / "log"):
+    print("runs", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
 @pytest.mark.parametrize("kind", ["nats", "redis", "postgres"])
 def test_a_killed_parent_takes_its_servers_along(kind: str, tmp_path: Path) -> None:
     """Else the next start would find its ports and its data folder in use."""
-    one, two = free_ports(2)
-    servers: dict[str, Server] = {
-        "nats": NatsServer(tmp_path / "s", one, two, "pw", 1024**3),
-        "redis": RedisServer(tmp_path / "s", one, "pw"),
-        "postgres": PostgresServer(tmp_path / "s", one, "pw", durable=False),
-    }
-    server = servers[kind]
-    server.prepare()
-    reading, writing = os.pipe()
-    parent = os.fork()
-    if parent == 0:  # pragma: no cover - its only way out is the SIGKILL below
-        with Running(server, tmp_path / "log"):
-            os.write(writing, str(psutil.Process().children()[0].pid).encode())
-            signal.pause()
-    child = psutil.Process(int(os.read(reading, 32)))
-    os.kill(parent, signal.SIGKILL)
-    os.waitpid(parent, 0)
-    _, alive = psutil.wait_procs([child], timeout=10)
-    os.close(reading)
-    os.close(writing)
-    assert not alive
+    with psutil.Popen(
+        [sys.executable, "-c", PARENT, kind, str(tmp_path)], stdout=-1, text=True
+    ) as parent:
+        assert parent.stdout.readline() == "runs\n"
+        children = parent.children()
+        parent.kill()
+    assert len(children) == 1
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not [child for child in alive if child.status() != psutil.STATUS_ZOMBIE]
