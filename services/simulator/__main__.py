@@ -1,4 +1,8 @@
-"""`python -m services.simulator --port 8099`; each option is also BRAID_SIM_<OPTION>."""
+"""`python -m services.simulator --port 8099`; each option is also SIM_<OPTION>.
+
+Not BRAID_…, because the other services refuse variables of that prefix that they do not know; and
+not SIMULATOR_…, because Kubernetes sets SIMULATOR_PORT to a URL for a Service of that name.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from services.simulator.service import Simulator
 _OUR = SimulatorConfig()
 
 
-@click.command(context_settings={"auto_envvar_prefix": "BRAID_SIM", "show_default": True})
+@click.command(context_settings={"auto_envvar_prefix": "SIM", "show_default": True})
 @click.option("--host", default=_OUR.host)
 @click.option("--port", default=8099, help="0: a free one, printed at the start.")
 @click.option("--reuse-port", is_flag=True, help="Let several processes share the port.")

@@ -201,7 +201,7 @@ async def test_the_command_resets_notices_leavers_and_drains_on_its_own_loop(
 ) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "services.simulator", "--port", "0", "--ttft-s", "0",
-        env={**os.environ, "BRAID_SIM_GAP_S": "0"},
+        env={**os.environ, "SIM_GAP_S": "0"},
         stdout=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None
