@@ -13,6 +13,8 @@ from shared.bus.connection import NATS_ERRORS, Bus, BusError, Message, Subscript
 log = structlog.get_logger()
 
 PULL_EXPIRES_S = 30.0
+RETRY_AFTER_S = 1.0
+"""Pause before an item whose handler failed is delivered again."""
 MAX_ACK_PENDING = 65_536
 """The server's default of 1,000 would cap the concurrent generations of the whole mesh."""
 
@@ -70,7 +72,7 @@ class WorkQueue:
     """Feeds a handler from one durable pull consumer, at most `slots` items at a time.
 
     The handler settles its item. One that returns without settling, or raises, has it delivered
-    again after a second. While a handler runs, JetStream is told so every third of `ack_wait_s`.
+    again after `RETRY_AFTER_S`. While it runs, JetStream is told so every third of `ack_wait_s`.
     """
 
     def __init__(
@@ -186,13 +188,13 @@ class WorkQueue:
         try:
             await handler(item)
             if not item.settled:
-                item.nak(1.0)
+                item.nak(RETRY_AFTER_S)
         except asyncio.CancelledError:
             item.nak()
             raise
         except Exception:
             log.exception("queue.handler_failed", consumer=self._consumer, delivery=item.delivery)
-            item.nak(1.0)
+            item.nak(RETRY_AFTER_S)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.pop(task, None)

@@ -1,5 +1,6 @@
 """The JetStream streams of the mesh; every service declares them at start, all alike."""
 
+from nats.js import JetStreamContext
 from nats.js.api import (
     DiscardPolicy,
     KeyValueConfig,
@@ -87,14 +88,25 @@ async def declare_streams(bus: Bus, subjects: Subjects, settings: Settings) -> N
                 await js.update_stream(config)
         except NATS_ERRORS as error:
             raise BusError(f"can't declare stream {config.name}: {error}") from error
+    await _declare_bucket(js, subjects, settings)
+
+
+async def _declare_bucket(js: JetStreamContext, subjects: Subjects, settings: Settings) -> None:
+    bucket = KeyValueConfig(
+        bucket=subjects.cancel_bucket, ttl=settings.retention_s, replicas=settings.replicas
+    )
     try:
-        await js.create_key_value(
-            KeyValueConfig(
-                bucket=subjects.cancel_bucket, ttl=settings.retention_s, replicas=settings.replicas
-            )
-        )
+        try:
+            await js.create_key_value(bucket)
+        except BadRequestError as error:
+            if error.err_code != _NAME_IN_USE:
+                raise
+            info = await js.stream_info(f"KV_{bucket.bucket}")
+            info.config.max_age = settings.retention_s
+            info.config.num_replicas = settings.replicas
+            await js.update_stream(info.config)
     except NATS_ERRORS as error:
-        raise BusError(f"can't declare bucket {subjects.cancel_bucket}: {error}") from error
+        raise BusError(f"can't declare bucket {bucket.bucket}: {error}") from error
 
 
 async def missing_streams(bus: Bus, subjects: Subjects) -> list[str]:

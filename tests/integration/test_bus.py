@@ -1,0 +1,246 @@
+"""The bus on a real server: acknowledged publishes, work queues, the log, presence."""
+
+import asyncio
+
+import pytest
+
+from deploy.mesh.nats_server import NatsServer
+from shared.bus import (
+    Bus,
+    BusError,
+    CancelMarks,
+    Link,
+    StreamExists,
+    WorkItem,
+    WorkQueue,
+    WrongSequence,
+    declare_streams,
+    discover,
+    missing_streams,
+)
+from shared.ids import new_sid
+from shared.settings import Settings
+from tests.support.meshkit import link_of, until
+
+
+async def test_the_streams_of_the_design_exist_and_declaring_them_again_changes_nothing(
+    bus_settings: Settings,
+) -> None:
+    async with link_of(bus_settings) as link:
+        assert await missing_streams(link.bus, link.subjects) == []
+        await declare_streams(link.bus, link.subjects, bus_settings)
+        changed = bus_settings.model_copy(update={"retention_s": 7200.0})
+        await declare_streams(link.bus, link.subjects, changed)
+        info = await link.bus.jetstream().stream_info(link.subjects.events_stream(0))
+        assert info.config.max_age == 7200
+        assert info.config.republish is not None
+
+
+async def test_a_server_that_is_not_there_is_an_error_that_names_it() -> None:
+    with pytest.raises(BusError, match=r"can't reach NATS at nats://127\.0\.0\.1:1"):
+        await Bus.connect("nats://127.0.0.1:1", "nobody", timeout_s=0.5)
+
+
+async def test_a_message_id_makes_a_repeated_publish_harmless(bus_settings: Settings) -> None:
+    async with link_of(bus_settings) as link:
+        subject = link.subjects.request("chat")
+        first = await link.publisher.publish(subject, b"x", msg_id="one")
+        again = await link.publisher.publish(subject, b"x", msg_id="one")
+        assert (first.seq, first.duplicate, again.duplicate) == (again.seq, False, True)
+
+
+async def test_a_wrong_expectation_is_refused_and_a_missing_stream_is_an_error(
+    bus_settings: Settings,
+) -> None:
+    async with link_of(bus_settings) as link:
+        subject = link.subjects.events(new_sid())
+        await link.publisher.publish(subject, b"1", expected_seq=0)
+        with pytest.raises(WrongSequence):
+            await link.publisher.publish(subject, b"2", expected_seq=0)
+        with pytest.raises(BusError, match="not stored"):
+            await link.publisher.publish("nowhere.at.all", b"x", patience_s=0.05)
+
+
+async def test_the_log_replays_in_batches_and_tails_what_is_committed(
+    bus_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.bus.log.READ_BATCH", 7)
+    async with link_of(bus_settings) as link:
+        sid, other = new_sid(), new_sid()
+        live: list[bytes] = []
+        tail = await link.log.tail(sid, lambda entry: live.append(entry.payload))
+        await link.bus.flush()
+        seq = await link.log.accept(sid, b"0")
+        await link.log.accept(other, b"not mine")
+        for number in range(1, 30):
+            seq = await link.log.commit(sid, b"%d" % number, expected_seq=seq)
+        entries = await link.log.read(sid)
+        assert [entry.payload for entry in entries] == [b"%d" % n for n in range(30)]
+        assert [e.payload for e in await link.log.read(sid, after_seq=entries[27].seq)] == [
+            b"28",
+            b"29",
+        ]
+        await until(lambda: len(live) == 30)
+        assert live == [entry.payload for entry in entries]
+        last, first = await link.log.last(sid), await link.log.first(sid)
+        assert last is not None
+        assert first is not None
+        assert (first.payload, last.payload, last.seq) == (b"0", b"29", seq)
+        assert await link.log.last(new_sid()) is None
+        assert await link.log.first(new_sid()) is None
+        assert await link.log.read(new_sid()) == []
+        await tail.close()
+
+
+async def test_a_stream_is_accepted_once(bus_settings: Settings) -> None:
+    async with link_of(bus_settings) as link:
+        sid = new_sid()
+        seq = await link.log.accept(sid, b"mine")
+        assert await link.log.accept(sid, b"mine") == seq, "a repetition finds its own record"
+        with pytest.raises(StreamExists):
+            await link.log.accept(sid, b"other")
+
+
+def queue_of(
+    link: Link, slots: int = 4, ack_wait_s: float = 5.0, max_deliver: int = 3
+) -> WorkQueue:
+    return WorkQueue(
+        link.bus,
+        stream=link.subjects.tasks_stream,
+        consumer="test",
+        subject=link.subjects.all("task"),
+        slots=slots,
+        ack_wait_s=ack_wait_s,
+        max_deliver=max_deliver,
+    )
+
+
+async def test_work_is_fetched_into_free_slots_only_and_none_is_lost(
+    bus_settings: Settings,
+) -> None:
+    async with link_of(bus_settings) as link:
+        queue = queue_of(link)
+        seen: list[bytes] = []
+        gate, most = asyncio.Event(), 0
+
+        async def work(item: WorkItem) -> None:
+            nonlocal most
+            most = max(most, queue.running)
+            await gate.wait()
+            seen.append(item.data)
+            item.ack()
+
+        await queue.start(work)
+        for number in range(50):
+            await link.publisher.publish(link.subjects.task("default", "normal"), b"%d" % number)
+        await until(lambda: queue.running == 4)
+        gate.set()
+        await until(lambda: len(seen) == 50)
+        await queue.drain(1)
+        assert sorted(seen) == sorted(b"%d" % n for n in range(50))
+        assert most == 4
+
+
+async def test_a_failed_item_comes_again_and_says_how_often_until_it_counts_as_poisoned(
+    bus_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.bus.queue.RETRY_AFTER_S", 0.01)
+    async with link_of(bus_settings) as link:
+        queue = queue_of(link, max_deliver=2)
+        deliveries: list[tuple[int, bool]] = []
+
+        async def work(item: WorkItem) -> None:
+            deliveries.append((item.delivery, item.poisoned))
+            if item.poisoned:
+                item.term()
+            else:
+                raise RuntimeError("not today")
+
+        await queue.start(work)
+        await link.publisher.publish(link.subjects.task("default", "normal"), b"x")
+        await until(lambda: len(deliveries) == 3)
+        await queue.drain(1)
+        assert deliveries == [(1, False), (2, False), (3, True)]
+
+
+async def test_long_work_is_not_given_to_anybody_else_while_it_is_in_progress(
+    bus_settings: Settings,
+) -> None:
+    async with link_of(bus_settings) as link:
+        queue = queue_of(link, ack_wait_s=0.3)
+        deliveries: list[int] = []
+        released = asyncio.Event()
+        # Three times the silence after which JetStream would hand it out again.
+        asyncio.get_running_loop().call_later(0.9, released.set)
+
+        async def work(item: WorkItem) -> None:
+            deliveries.append(item.delivery)
+            if item.delivery == 1:
+                await released.wait()
+            item.ack()
+
+        await queue.start(work)
+        await link.publisher.publish(link.subjects.task("default", "normal"), b"x")
+        await until(lambda: bool(deliveries) and queue.running == 0)
+        await queue.drain(1)
+        assert deliveries == [1]
+
+
+async def test_work_left_at_the_drain_deadline_goes_back_at_once(bus_settings: Settings) -> None:
+    async with link_of(bus_settings) as one, link_of(bus_settings) as two:
+        first, second = queue_of(one), queue_of(two)
+        held, taken = asyncio.Event(), asyncio.Event()
+
+        async def hold(_item: WorkItem) -> None:
+            held.set()
+            await asyncio.Event().wait()
+
+        async def take(item: WorkItem) -> None:
+            taken.set()
+            item.ack()
+
+        await first.start(hold)
+        await one.publisher.publish(one.subjects.task("default", "normal"), b"x")
+        await held.wait()
+        await first.drain(0.05)
+        await second.start(take)
+        async with asyncio.timeout(2):
+            await taken.wait()
+        await second.drain(1)
+
+
+async def test_cancel_marks_are_durable_and_may_be_set_twice(bus_settings: Settings) -> None:
+    async with link_of(bus_settings) as link:
+        marks, sid = CancelMarks(link.bus, link.subjects), new_sid()
+        assert await marks.get(sid) is None
+        await marks.set(sid, "user")
+        await marks.set(sid, "user")
+        assert await CancelMarks(link.bus, link.subjects).get(sid) == "user"
+
+
+async def test_an_announced_service_answers_the_services_api_until_it_withdraws(
+    bus_settings: Settings,
+) -> None:
+    async with link_of(bus_settings, "worker") as link:
+        await link.announce()
+        (found,) = await discover(link.bus, bus_settings.prefix)
+        assert found.name == f"{bus_settings.prefix}-worker"
+        answer = await link.bus.request(f"$SRV.STATS.{found.name}", b"")
+        assert b"stats_response" in answer.data
+        await link.withdraw()
+        assert await discover(link.bus, bus_settings.prefix) == []
+
+
+async def test_a_restarted_server_finds_its_clients_again(
+    nats_server: NatsServer, bus_settings: Settings
+) -> None:
+    """A forced reconnect stands for the restart: subscriptions and sends must survive it."""
+    async with link_of(bus_settings) as link:
+        heard: list[bytes] = []
+        reconnects: list[int] = []
+        link.bus.on_reconnect(lambda: reconnects.append(1))
+        await link.bus.subscribe("t.echo", lambda message: heard.append(message.data))
+        await link.bus.client.force_reconnect()
+        await until(lambda: bool(reconnects))
+        link.bus.send("t.echo", b"after")
+        await until(lambda: heard == [b"after"])
