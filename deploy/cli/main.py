@@ -12,7 +12,7 @@ from deploy.mesh.errors import MeshError
 from shared.bus.connection import BusError
 from shared.settings import SettingsError
 
-COMMANDS: Final = ("config", "doctor", "migrate", "run", "up", "version")
+COMMANDS: Final = ("ask", "config", "doctor", "migrate", "run", "up", "version")
 
 
 class Commands(click.Group):

@@ -94,8 +94,7 @@ class PostgresServer:
             programs / "share" / "postgresql" / "postgres.bki",
             *([libraries] if libraries.exists() else []),
         ]
-        # Of the data folder only the way to it matters: the folder itself is the server's own.
-        return unprivileged([*needed, self.folder.parent / "-"], STOP_SIGNAL.name[3:])
+        return unprivileged(needed, self.folder, STOP_SIGNAL.name[3:])
 
     def _initdb(self, identity: Identity) -> None:
         secret = self.folder.with_name(self.folder.name + ".password")

@@ -22,6 +22,7 @@ from deploy.mesh.errors import MeshError
 
 SYSTEM_USER: Final = "pgserver"
 CAPABILITIES: Final = {"dac_read_search": 2, "dac_override": 1}  # name -> bit, the lesser first
+SETPCAP_BIT: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,8 @@ class Identity:
     """Who its data must belong to; None: whoever makes it."""
 
 
-def unprivileged(paths: Sequence[Path], death_signal: str) -> Identity:
-    """An identity PostgreSQL accepts, and that can read all of `paths`.
+def unprivileged(programs: Sequence[Path], folder: Path, death_signal: str) -> Identity:
+    """An identity PostgreSQL accepts, that can read all `programs` and reach the data `folder`.
 
     Raises MeshError when there is none.
     """
@@ -44,7 +45,9 @@ def unprivileged(paths: Sequence[Path], death_signal: str) -> Identity:
         return Identity()
     entry = _system_user()
     owner = (entry.pw_uid, entry.pw_gid)
-    closed = next((path for path in paths if not open_to_others(path)), None)
+    closed = next((path for path in programs if not open_to_others(path)), None)
+    if closed is None and not way_is_open(folder):
+        closed = folder
     if closed is None:
         return Identity(uid=entry.pw_uid, gid=entry.pw_gid, owner=owner)
     setpriv, capability = shutil.which("setpriv"), _capability()
@@ -63,6 +66,8 @@ def unprivileged(paths: Sequence[Path], death_signal: str) -> Identity:
         "--clear-groups",
         f"--inh-caps=+{capability}",
         f"--ambient-caps=+{capability}",
+        # Else access(2), with which initdb looks for its programs, forgets the capability.
+        "--securebits=+no_setuid_fixup",
         f"--pdeathsig={death_signal}",
         "--",
     )
@@ -70,15 +75,18 @@ def unprivileged(paths: Sequence[Path], death_signal: str) -> Identity:
 
 
 def open_to_others(path: Path) -> bool:
-    """Whether others may read it and pass all its parents; a path that is not there yet counts."""
-    path = path.absolute()
-    for parent in path.parents:
-        if parent.exists() and not parent.stat().st_mode & stat.S_IXOTH:
-            return False
-    if not path.exists():
-        return True
+    """Whether others may reach and read it."""
     wanted = stat.S_IROTH | (stat.S_IXOTH if path.is_dir() else 0)
-    return path.stat().st_mode & wanted == wanted
+    return way_is_open(path) and path.stat().st_mode & wanted == wanted
+
+
+def way_is_open(path: Path) -> bool:
+    """Whether others may pass all its parents."""
+    return all(
+        parent.stat().st_mode & stat.S_IXOTH
+        for parent in path.absolute().parents
+        if parent.exists()
+    )
 
 
 def _system_user() -> pwd.struct_passwd:
@@ -110,5 +118,7 @@ def _capability() -> str | None:
         name, _, value = line.partition(":")
         if name == "CapEff":
             held = int(value, 16)
+            if not held >> SETPCAP_BIT & 1:
+                return None
             return next((name for name, bit in CAPABILITIES.items() if held >> bit & 1), None)
     return None

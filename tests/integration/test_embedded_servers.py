@@ -14,6 +14,7 @@ import pytest
 import redis.asyncio
 from nats.js.api import StreamConfig
 
+from deploy.mesh import binaries
 from deploy.mesh.errors import MeshError
 from deploy.mesh.nats_server import NatsServer
 from deploy.mesh.ports import free_ports
@@ -93,10 +94,15 @@ def test_each_test_gets_a_database_and_settings_of_its_own(settings: Settings) -
     assert settings.prefix != "braid"
 
 
-def test_postgres_keeps_its_data_in_a_very_long_closed_folder(tmp_path: Path) -> None:
-    """A unix socket there could not be opened; and as root, its user cannot even pass the way."""
+def test_postgres_works_in_a_very_long_closed_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in root's home: a unix socket there could not be opened for the length of its path, and
+    the user it runs as can by itself pass neither to the programs nor to the data."""
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
+    (closed / "programs").symlink_to(binaries.postgres_folder())
+    monkeypatch.setattr(binaries, "postgres_folder", lambda: closed / "programs")
     folder = closed.joinpath(*["a-rather-long-folder-name"] * 6) / "postgres"
     server = PostgresServer(folder, free_ports(1)[0], "pw", durable=False)
     with Running(server, tmp_path / "log"), psycopg.connect(server.url) as connection:

@@ -11,7 +11,7 @@ from deploy.mesh import embedded, plan
 from deploy.mesh.datadir import DataDir, read_mesh
 from deploy.mesh.errors import MeshError
 from deploy.mesh.ports import free_ports, is_free
-from deploy.mesh.privileges import open_to_others
+from deploy.mesh.privileges import open_to_others, way_is_open
 from shared.settings import Settings, load, load_settings
 
 
@@ -141,7 +141,8 @@ def test_a_path_below_a_closed_folder_is_not_open_to_others(tmp_path: Path) -> N
     closed.mkdir(mode=0o700)
     (closed / "file").touch(mode=0o644)
     assert not open_to_others(closed / "file")
-    assert not open_to_others(closed / "not-there-yet")
+    assert not way_is_open(closed / "not-there-yet")
+    assert way_is_open(Path("/usr/not-there-yet"))
     assert open_to_others(Path("/usr"))
 
 
