@@ -82,7 +82,7 @@ CREATE TABLE message_pieces (
     piece integer NOT NULL,
     pieces integer NOT NULL,
     payload bytea NOT NULL,
-    PRIMARY KEY (session_id, message_id, piece)
+    PRIMARY KEY (session_id, message_id, pieces, piece)
 );
 COMMENT ON TABLE message_pieces IS
     'Parts of messages too long for one queue item, until the last part has come.';
