@@ -54,6 +54,7 @@ class Figures:
 @click.option("--json", "as_json", is_flag=True, help="Print every event as one JSON line.")
 @click.option("--url", help="Where the mesh is; the one that runs here otherwise.")
 def command(
+    *,
     question: str,
     model: str | None,
     session_id: str | None,

@@ -1,4 +1,4 @@
-"""Following a stream over HTTP: starts it, and reconnects from the last event until the terminal."""
+"""Following a stream over HTTP: start it, reconnect from the last event, until the terminal."""
 
 from __future__ import annotations
 
