@@ -1,0 +1,194 @@
+"""The handlers of streams: start, follow, look, cancel. Each reads decode, decide, answer."""
+
+from collections.abc import Callable
+
+import structlog
+from aiohttp import web
+
+from services.edge import negotiate
+from services.edge.acceptance import accept, unavailable
+from services.edge.answers import CancelState, Started, json_answer, snapshot, status_of
+from services.edge.delivery import deliver
+from services.edge.identify import identify
+from services.edge.pulse import Pulse
+from services.edge.reader import MAX_READ_BYTES, Reader
+from services.edge.sse import NativeEvents, Open
+from services.edge.start_request import parse_chat_message, parse_start
+from shared.bus import BusError, CancelMarks, Link
+from shared.errors import BraidError
+from shared.events import TERMINALS, Accepted, Record, decode_record
+from shared.fold import StreamView
+from shared.ids import is_sid
+from shared.messages import CancelRequested, StartStream, msgpack_encoder
+from shared.settings import Settings
+from shared.telemetry import Counters
+
+log = structlog.get_logger()
+
+SID = web.RequestKey("sid", str)
+"""The stream a request is about, for its answer's header and for the log."""
+
+Parse = Callable[[bytes, Settings, str, str | None], StartStream]
+
+
+class StreamHandlers:
+    def __init__(
+        self, settings: Settings, link: Link, marks: CancelMarks, pulse: Pulse, counters: Counters
+    ) -> None:
+        self._settings = settings
+        self._link = link
+        self._marks = marks
+        self._pulse = pulse
+        self._counters = counters
+
+    # Start ------------------------------------------------------------------------------------
+
+    async def start(self, request: web.Request) -> web.StreamResponse:
+        asked = await self._decode(request, parse_start)
+        if negotiate.wants_events(request.headers.get("Accept")):
+            return await self._start_events(request, asked)
+        accepted, _ = await accept(self._link, asked, self._counters)
+        url = f"/v1/streams/{accepted.sid}"
+        body = Started(accepted.sid, accepted.session_id, f"{url}/events")
+        return json_answer(body, 202, {"Location": url})
+
+    async def start_chat(self, request: web.Request) -> web.StreamResponse:
+        asked = await self._decode(request, parse_chat_message)
+        return await self._start_events(request, asked)
+
+    async def _decode(self, request: web.Request, parse: Parse) -> StartStream:
+        negotiate.require_json(request.headers.get("Content-Type"))
+        body = await request.read()
+        key = request.headers.get("Idempotency-Key")
+        asked = parse(body, self._settings, identify(request), key)
+        request[SID] = asked.sid
+        return asked
+
+    async def _start_events(self, request: web.Request, asked: StartStream) -> web.StreamResponse:
+        """With a Last-Event-ID it only resumes: a client lost the answer and sends all again."""
+        after = negotiate.position(request.headers.get("Last-Event-ID"), None)
+        reader = self._reader(asked.sid, after)
+        await reader.open()
+        try:
+            if after:
+                await self._require_owned(asked.sid, asked.user_id)
+                await self._require_reached(asked.sid, after)
+            accepted, _ = await accept(self._link, asked, self._counters)
+        except BaseException:
+            await reader.close()
+            raise
+        opening = Open(accepted.sid, accepted.session_id, after)
+        return await deliver(request, reader, opening, self._pulse, self._counters)
+
+    # Follow -----------------------------------------------------------------------------------
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        sid = self._sid(request)
+        after = negotiate.position(request.headers.get("Last-Event-ID"), request.query.get("after"))
+        reader = self._reader(sid, after)
+        await reader.open()
+        try:
+            accepted = await self._require_owned(sid, identify(request))
+            last = await self._require_reached(sid, after)
+        except BaseException:
+            await reader.close()
+            raise
+        if last is not None and last.finished and after == last.n_next - 1:
+            # An EventSource would come back for ever for a stream it has had to its end.
+            await reader.close()
+            return web.Response(status=204)
+        opening = Open(sid, accepted.session_id, after)
+        return await deliver(request, reader, opening, self._pulse, self._counters)
+
+    # Look -------------------------------------------------------------------------------------
+
+    async def show(self, request: web.Request) -> web.StreamResponse:
+        sid = self._sid(request)
+        await self._require_owned(sid, identify(request))
+        view = StreamView()
+        seq, more = 0, True
+        try:
+            while more:
+                entries, more = await self._link.log.read_some(
+                    sid, after_seq=seq, max_bytes=MAX_READ_BYTES
+                )
+                for entry in entries:
+                    view.apply(decode_record(entry.payload))
+                    seq = entry.seq
+        except BusError:
+            raise unavailable() from None
+        if view.accepted is None:
+            # A replica that lags behind the leader, or the log expired just now.
+            raise unavailable()
+        return json_answer(snapshot(sid, view))
+
+    # Cancel -----------------------------------------------------------------------------------
+
+    async def cancel(self, request: web.Request) -> web.StreamResponse:
+        sid = self._sid(request)
+        await self._require_owned(sid, identify(request))
+        try:
+            last = await self._last(sid)
+            if last is not None and last.finished and isinstance(last.events[-1], TERMINALS):
+                return json_answer(CancelState(sid, status_of(last.events[-1])))
+            await self._marks.set(sid, "client")
+        except BusError:
+            raise unavailable() from None
+        # The mark is durable; this only saves the owner the wait until it looks.
+        self._link.bus.send(
+            self._link.subjects.control(sid), msgpack_encoder.encode(CancelRequested(sid=sid))
+        )
+        self._counters["streams_cancelled"] += 1
+        log.info("edge.cancel_marked", stream_id=sid)
+        return json_answer(CancelState(sid, "cancelling"), 202)
+
+    # What they share --------------------------------------------------------------------------
+
+    def _reader(self, sid: str, after: int) -> Reader:
+        return Reader(
+            self._link.log,
+            sid,
+            after,
+            NativeEvents(),
+            buffer_bytes=self._settings.reader_buffer_bytes,
+            heartbeat_s=self._settings.heartbeat_s,
+        )
+
+    def _sid(self, request: web.Request) -> str:
+        sid = request.match_info["id"]
+        if not is_sid(sid):
+            raise BraidError("not_found", "there is no such stream")
+        request[SID] = sid
+        return sid
+
+    async def _require_owned(self, sid: str, user_id: str) -> Accepted:
+        """Raises BraidError: `not_found` also for another user's stream, `gone`, `unavailable`."""
+        try:
+            first = await self._link.log.first(sid)
+        except BusError:
+            raise unavailable() from None
+        if first is None:
+            raise BraidError("not_found", "there is no such stream")
+        accepted = decode_record(first.payload).accepted
+        if accepted is None:
+            raise BraidError(
+                "gone", "the beginning of this stream is past retention: it can't be replayed"
+            )
+        if accepted.user_id != user_id:
+            raise BraidError("not_found", "there is no such stream")
+        return accepted
+
+    async def _require_reached(self, sid: str, after: int) -> Record | None:
+        """The last record; None when nobody needs to know it. Raises BraidError."""
+        if after == 0:
+            return None
+        try:
+            last = await self._last(sid)
+        except BusError:
+            raise unavailable() from None
+        negotiate.require_reached(after, last.n_next - 1 if last is not None else 0)
+        return last
+
+    async def _last(self, sid: str) -> Record | None:
+        entry = await self._link.log.last(sid)
+        return decode_record(entry.payload) if entry is not None else None

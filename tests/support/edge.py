@@ -1,0 +1,163 @@
+"""A real edge on a free port, and somebody who plays the merger behind it."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+from services.edge.service import EdgeService, build
+from shared.bus import Link
+from shared.events import Checkpoint, Event, Record, decode_record, encode_record
+from shared.settings import Settings
+
+
+@dataclass
+class Heard:
+    """What a reader was sent: events with their ids, comments, and the reconnect delay."""
+
+    events: list[tuple[int | None, dict[str, Any]]] = field(default_factory=list)
+    comments: list[str] = field(default_factory=list)
+    retry_ms: int | None = None
+
+    @property
+    def opening(self) -> dict[str, Any]:
+        n, event = self.events[0]
+        assert n is None
+        return event
+
+    @property
+    def numbered(self) -> list[tuple[int | None, dict[str, Any]]]:
+        return self.events[1:]
+
+    @property
+    def ids(self) -> list[int | None]:
+        return [n for n, _ in self.numbered]
+
+    @property
+    def types(self) -> list[str]:
+        return [event["type"] for _, event in self.numbered]
+
+    @property
+    def text(self) -> str:
+        return "".join(event.get("text", "") for _, event in self.numbered)
+
+
+class Follower:
+    """Reads one SSE answer as strictly as it should be written: LF only, whole blocks."""
+
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self.answer = answer
+        self.heard = Heard()
+
+    async def until(self, *, events: int = 0, comments: int = 0) -> Heard:
+        """Read on until there are as many, or raise EOFError at the end of the answer."""
+        while len(self.heard.events) < events or len(self.heard.comments) < comments:
+            if not await self._block():
+                raise EOFError(self.heard)
+        return self.heard
+
+    async def to_the_end(self) -> Heard:
+        while await self._block():
+            pass
+        return self.heard
+
+    async def _block(self) -> bool:
+        try:
+            block = (await self.answer.content.readuntil(b"\n\n")).decode()
+        except aiohttp.ClientPayloadError:
+            return False
+        if not block:
+            return False
+        assert block.endswith("\n\n"), "an event was cut off"
+        assert "\r" not in block
+        n: int | None = None
+        for line in block[:-2].split("\n"):
+            if line.startswith(":"):
+                self.heard.comments.append(line)
+                continue
+            name, _, value = line.partition(": ")
+            match name:
+                case "id":
+                    n = int(value)
+                case "retry":
+                    self.heard.retry_ms = int(value)
+                case "data":
+                    self.heard.events.append((n, json.loads(value)))
+                case _:
+                    raise AssertionError(line)
+        return True
+
+
+class MergerPlayer:
+    """Commits records for one stream, as its merger would."""
+
+    def __init__(self, link: Link, sid: str, seq: int, n_next: int = 1) -> None:
+        self._link = link
+        self.sid = sid
+        self.seq = seq
+        self.n_next = n_next
+
+    @classmethod
+    async def of(cls, link: Link, sid: str) -> "MergerPlayer":
+        """Goes on where the stream's log stands."""
+        last = await link.log.last(sid)
+        assert last is not None, "the edge has not accepted this stream"
+        return cls(link, sid, last.seq, decode_record(last.payload).n_next)
+
+    async def commit(self, *events: Event, finished: bool = False, epoch: int = 1) -> None:
+        record = Record(epoch, self.n_next, events, Checkpoint(()), finished=finished)
+        self.seq = await self._link.log.commit(
+            self.sid, encode_record(record), expected_seq=self.seq
+        )
+        self.n_next = record.n_next
+
+
+@dataclass
+class RunningEdge:
+    service: EdgeService
+    link: Link
+    http: aiohttp.ClientSession
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.service.port}"
+
+    async def start(
+        self, body: dict[str, Any] | None = None, **headers: str
+    ) -> aiohttp.ClientResponse:
+        """POST /v1/streams; header names are written with underscores."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return await self.http.post(
+            "/v1/streams", json=body or {"message": "Why is the sky blue?"}, headers=named
+        )
+
+    async def accepted(self, body: dict[str, Any] | None = None) -> MergerPlayer:
+        """A stream that was just accepted, and its merger."""
+        async with await self.start(body) as answer:
+            assert answer.status == 202, await answer.text()
+            return await MergerPlayer.of(self.link, (await answer.json())["id"])
+
+    async def follow(self, sid: str, after: int | None = None, **headers: str) -> Follower:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        query = {} if after is None else {"after": str(after)}
+        answer = await self.http.get(f"/v1/streams/{sid}/events", params=query, headers=named)
+        assert answer.status == 200, await answer.text()
+        return Follower(answer)
+
+
+@asynccontextmanager
+async def running_edge(settings: Settings) -> AsyncIterator[RunningEdge]:
+    service = build(settings)
+    await service.start()
+    link = await Link.open(settings, "player", "player-1", dict)
+    timeout = aiohttp.ClientTimeout(total=20)
+    url = f"http://127.0.0.1:{service.port}"
+    try:
+        async with aiohttp.ClientSession(url, timeout=timeout) as http:
+            yield RunningEdge(service, link, http)
+    finally:
+        await link.close()
+        await service.drain()
