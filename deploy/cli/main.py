@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import Final
@@ -46,6 +47,10 @@ def main() -> None:
         code = 2
     except click.Abort:
         code = 130
+    except BrokenPipeError:
+        # As in `braid config | head`; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
     sys.exit(code)
 
 

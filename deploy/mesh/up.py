@@ -132,6 +132,8 @@ class _Mesh:
             update["providers_file"] = self._settings.providers_file.absolute()
         self._settings = self._settings.model_copy(update=update)
         self._facts = _facts(self._settings) | dict(chosen.facts)
+        for server in chosen.servers:
+            server.command()  # what cannot be run is said before anything is started
         if simulator_port is not None:
             self._facts["simulator_url"] = f"http://{LOOPBACK}:{simulator_port}"
             self._supervisor.start(plan.simulator_spec(self._settings, os.environ, simulator_port))
