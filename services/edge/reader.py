@@ -207,6 +207,7 @@ class Reader:
                 if n > after:
                     encoded = dialect.encode(n, event)
                     if size and size + len(encoded) > MAX_BATCH_BYTES:
+                        self._wrote = True
                         yield b"".join(ready)
                         ready.clear()
                         size = 0
@@ -217,7 +218,7 @@ class Reader:
                 n += 1
             if cursor.finished:
                 break
-        if ready:
+        if size:
             self._wrote, self._beat_due = True, False
             yield b"".join(ready)
 
