@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from shared.batched import Batched, Unanswered
 from shared.breaker import Breaker
 
 BUDGET_S = 0.05
@@ -77,24 +78,18 @@ class Cache:
         )
         self._budget_s = budget_s
         self.breaker = Breaker("redis")
-        self._wanted: dict[str, asyncio.Future[Seen]] = {}
+        self._lookups = Batched(self._lookup)
         self._fills: list[tuple[Seen, bytes, float]] = []
-        self._reading: asyncio.Task[None] | None = None
         self._filling: asyncio.Task[None] | None = None
 
     async def get(self, key: str) -> Seen:
         """What is cached. Raises CacheDown within the budget."""
-        future = self._wanted.get(key)
-        if future is None:
-            if not self.breaker.allows():
-                raise CacheDown
-            future = self._wanted[key] = asyncio.get_running_loop().create_future()
-        if self._reading is None:
-            self._reading = asyncio.create_task(self._read(), name="cache.read")
+        if not self.breaker.allows():
+            raise CacheDown
         try:
             async with asyncio.timeout(self._budget_s):
-                return await asyncio.shield(future)
-        except TimeoutError as error:
+                return await self._lookups.get(key)
+        except (TimeoutError, Unanswered) as error:
             raise CacheDown from error
 
     def fill(self, seen: Seen, value: bytes, *, ttl_s: float) -> None:
@@ -122,32 +117,15 @@ class Cache:
 
     async def close(self) -> None:
         """Give up what is under way; never raises for a server that is gone."""
-        tasks = [task for task in (self._reading, self._filling) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for future in self._wanted.values():
-            _fail(future)
-        self._wanted.clear()
+        await self._lookups.close()
+        if self._filling is not None:
+            self._filling.cancel()
+            await asyncio.gather(self._filling, return_exceptions=True)
         await self._redis.aclose()
 
-    async def _read(self) -> None:
-        try:
-            while self._wanted:
-                asked, self._wanted = self._wanted, {}
-                try:
-                    values = await self._ask(cast(Awaitable[Any], self._redis.mget(list(asked))))
-                except (CacheDown, asyncio.CancelledError) as error:
-                    for future in asked.values():
-                        _fail(future)
-                    if isinstance(error, asyncio.CancelledError):
-                        raise
-                else:
-                    for (key, future), raw in zip(asked.items(), values, strict=True):
-                        if not future.done():
-                            future.set_result(_seen(key, raw))
-        finally:
-            self._reading = None
+    async def _lookup(self, keys: list[str]) -> dict[str, Seen]:
+        values = await self._ask(cast(Awaitable[Any], self._redis.mget(keys)))
+        return {key: _seen(key, raw) for key, raw in zip(keys, values, strict=True)}
 
     async def _write(self) -> None:
         try:
@@ -179,9 +157,3 @@ class Cache:
 def _seen(key: str, raw: bytes | None) -> Seen:
     value = raw[1:] if raw is not None and raw.startswith(_VALUE) else None
     return Seen(key, value, raw or b"")
-
-
-def _fail(future: "asyncio.Future[Seen]") -> None:
-    if not future.done():
-        future.set_exception(CacheDown())
-        future.exception()  # its last waiter may have left: nobody must be warned of that
