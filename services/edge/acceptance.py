@@ -6,7 +6,7 @@ it with nothing but its first record and queues the work again. The queue drops 
 
 import structlog
 
-from shared.bus import BusError, Link, PublishRefused
+from shared.bus import Link, PublishRefused
 from shared.errors import BraidError
 from shared.intake import open_log
 from shared.messages import StartStream, json_encoder
@@ -34,20 +34,12 @@ def require_fit(request: StartStream, max_payload: int) -> None:
         )
 
 
-def unavailable() -> BraidError:
-    return BraidError(
-        "unavailable",
-        "the mesh doesn't answer right now: send the same request again, with the same id",
-        retry_after_s=RETRY_AFTER_S,
-    )
-
-
 async def accept(link: Link, request: StartStream, counters: Counters) -> tuple[StartStream, bool]:
     """Open the stream's log and queue its work, or attach to the stream that is there.
 
     Returns the request as accepted, and whether the stream is new. Raises BraidError: `conflict`,
     `not_found` and `gone` as shared.intake has it, `overloaded` when the queue is full,
-    `unavailable` without NATS, `payload_too_large`.
+    `payload_too_large`; BusError when NATS doesn't answer, and it may be accepted all the same.
     """
     require_fit(request, link.bus.max_payload)
     try:
@@ -59,10 +51,6 @@ async def accept(link: Link, request: StartStream, counters: Counters) -> tuple[
                 msg_id=accepted.sid,
                 patience_s=PATIENCE_S,
             )
-    except BusError:
-        counters["streams_unavailable"] += 1
-        log.warning("edge.unavailable", stream_id=request.sid)
-        raise unavailable() from None
     except PublishRefused as refused:
         counters["streams_shed"] += 1
         log.warning("edge.shed", stream_id=request.sid, code=refused.code)

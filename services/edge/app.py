@@ -11,9 +11,12 @@ from services.edge.health import Readiness
 from services.edge.openapi import document
 from services.edge.routes import ROUTES
 from services.edge.streams import SID, StreamHandlers
+from shared.bus import BusError
 from shared.errors import BraidError
 
 log = structlog.get_logger()
+
+RETRY_AFTER_S = 1.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -61,6 +64,15 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         answer = await handler(request)
     except BraidError as error:
         answer = error_answer(error)
+    except BusError as error:
+        log.warning("edge.unavailable", stream_id=request.get(SID), reason=str(error))
+        answer = error_answer(
+            BraidError(
+                "unavailable",
+                "the mesh doesn't answer right now: send the same request again, with the same id",
+                retry_after_s=RETRY_AFTER_S,
+            )
+        )
     except web.HTTPException as refusal:
         answer = _http_error(refusal, request.client_max_size)
     except Exception:

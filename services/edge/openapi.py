@@ -33,16 +33,8 @@ HEADERS: Final[dict[str, dict[str, Any]]] = {
 def document() -> dict[str, Any]:
     """The whole document, JSON-ready."""
     paths: dict[str, dict[str, Any]] = {}
-    taken: set[str] = set()
     for route in ROUTES:
-        operation = _operation(route)
-        # Two addresses may share a handler, but operation ids are unique.
-        if operation["operationId"] in taken:
-            operation["operationId"] += "_by_" + route.path.strip("/").split("/")[0]
-        if operation["operationId"] in taken:
-            operation["operationId"] += "_" + route.method.lower()
-        taken.add(operation["operationId"])
-        paths.setdefault(route.path, {})[route.method.lower()] = operation
+        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -96,7 +88,7 @@ def schemas() -> dict[str, Any]:
 
 def _operation(route: Route) -> dict[str, Any]:
     operation: dict[str, Any] = {
-        "operationId": route.handler,
+        "operationId": route.operation_id,
         "summary": route.summary,
         "responses": {str(answer.status): _response(answer) for answer in route.answers},
     }

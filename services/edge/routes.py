@@ -44,7 +44,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """`handler` is also the operation's id."""
+    """`operation` is the operation's id where it isn't the handler's name."""
 
     method: str
     path: str
@@ -53,11 +53,11 @@ class Route:
     answers: tuple[Answer, ...]
     parameters: tuple[Parameter, ...] = ()
     body: type[Struct] | None = None
+    operation: str = ""
 
     @property
-    def of_a_stream(self) -> bool:
-        """Its answers name the stream in X-Stream-Id as soon as it is known."""
-        return any(answer.headers for answer in self.answers)
+    def operation_id(self) -> str:
+        return self.operation or self.handler
 
 
 _SID: Final = (("type", "string"), ("pattern", "^[0-9A-Za-z]{22}$"))
@@ -175,7 +175,15 @@ ROUTES: Final = (
         (Answer(200, "The stream up to `position`.", Snapshot, headers=_NAMED), *_FIND_ERRORS),
         (STREAM_ID,),
     ),
-    Route("DELETE", "/v1/streams/{id}", "cancel", "The same as cancel.", _CANCEL, (STREAM_ID,)),
+    Route(
+        "DELETE",
+        "/v1/streams/{id}",
+        "cancel",
+        "The same as cancel.",
+        _CANCEL,
+        (STREAM_ID,),
+        operation="delete",
+    ),
     Route(
         "POST",
         "/v1/streams/{id}/cancel",
@@ -200,6 +208,7 @@ ROUTES: Final = (
         "Follow a stream by its task id.",
         _FOLLOW,
         (TASK_ID, AFTER, LAST_EVENT_ID),
+        operation="events_of_task",
     ),
     Route("GET", "/healthz", "alive", "This process lives.", (Answer(200, "It does.", Alive),)),
     Route(

@@ -35,7 +35,7 @@ class EdgeService(Service):
         self.link: Link | None = None
         self._settings = settings
         self._pulse: Pulse | None = None
-        self._readiness: Readiness | None = None
+        self.readiness: Readiness | None = None
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
 
@@ -48,7 +48,7 @@ class EdgeService(Service):
             tail_check_s=settings.tail_check_s,
             write_deadline_s=settings.write_deadline_s,
         )
-        readiness = self._readiness = Readiness(
+        readiness = self.readiness = Readiness(
             settings.prefix,
             lambda: link.bus.connected,
             lambda: discover(link.bus, settings.prefix),
@@ -73,8 +73,8 @@ class EdgeService(Service):
 
     async def drain(self) -> None:
         """Readers' answers end without a terminal; their clients resume on another edge."""
-        if self._readiness is not None:
-            self._readiness.draining = True
+        if self.readiness is not None:
+            self.readiness.draining = True
         if self.link is not None:
             await self.link.withdraw()
         if self._site is not None:

@@ -49,6 +49,8 @@ _CHOICES = {
 }
 
 T = TypeVar("T")
+Sid = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9A-Za-z]{22}$"})]
+SessionId = Annotated[str, Meta(extra_json_schema={"pattern": "^[0-9A-Za-z_-]{1,64}$"})]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
 Text = Annotated[str, Meta(min_length=1)]
 Messages = Annotated[list[ChatMessage], Meta(min_length=1)]
@@ -64,10 +66,13 @@ class NewBranch(Struct, frozen=True, kw_only=True):
 
 
 class NewStream(Struct, frozen=True, kw_only=True):
-    """A start request; members not listed are parameters for every branch's model."""
+    """A start request: `message`, or `messages`, or branches that all have messages.
 
-    id: str | None = None
-    session_id: str | None = None
+    Members not listed are parameters for every branch's model.
+    """
+
+    id: Sid | None = None
+    session_id: SessionId | None = None
     model: Name | None = None
     message: Text | None = None
     messages: Messages | None = None
@@ -86,10 +91,10 @@ class NewChatMessage(Struct, frozen=True, kw_only=True):
     """The short form of a start request; other members are ignored."""
 
     message: Text
-    session_id: str | None = None
+    session_id: SessionId | None = None
     use_rag: bool = True
     model: Name | None = None
-    id: str | None = None
+    id: Sid | None = None
 
 
 _STREAM_MEMBERS = frozenset(NewStream.__struct_fields__)

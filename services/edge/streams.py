@@ -6,7 +6,7 @@ import structlog
 from aiohttp import web
 
 from services.edge import negotiate
-from services.edge.acceptance import accept, unavailable
+from services.edge.acceptance import accept
 from services.edge.answers import CancelState, Started, json_answer, snapshot, status_of
 from services.edge.delivery import deliver
 from services.edge.identify import identify
@@ -32,6 +32,8 @@ Parse = Callable[[bytes, Settings, str, str | None], StartStream]
 
 
 class StreamHandlers:
+    """Every handler raises BraidError for what it refuses, and BusError when NATS is away."""
+
     def __init__(
         self, settings: Settings, link: Link, marks: CancelMarks, pulse: Pulse, counters: Counters
     ) -> None:
@@ -107,19 +109,15 @@ class StreamHandlers:
         await self._require_owned(sid, identify(request))
         view = StreamView()
         seq, more = 0, True
-        try:
-            while more:
-                entries, more = await self._link.log.read_some(
-                    sid, after_seq=seq, max_bytes=MAX_READ_BYTES
-                )
-                for entry in entries:
-                    view.apply(decode_record(entry.payload))
-                    seq = entry.seq
-        except BusError:
-            raise unavailable() from None
+        while more:
+            entries, more = await self._link.log.read_some(
+                sid, after_seq=seq, max_bytes=MAX_READ_BYTES
+            )
+            for entry in entries:
+                view.apply(decode_record(entry.payload))
+                seq = entry.seq
         if view.accepted is None:
-            # A replica that lags behind the leader, or the log expired just now.
-            raise unavailable()
+            raise BusError("a replica lags behind the leader, or the log expired just now")
         return json_answer(snapshot(sid, view))
 
     # Cancel -----------------------------------------------------------------------------------
@@ -127,13 +125,10 @@ class StreamHandlers:
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         sid = self._sid(request)
         await self._require_owned(sid, identify(request))
-        try:
-            last = await self._last(sid)
-            if last is not None and last.finished and isinstance(last.events[-1], TERMINALS):
-                return json_answer(CancelState(sid, status_of(last.events[-1])))
-            await self._marks.set(sid, "client")
-        except BusError:
-            raise unavailable() from None
+        last = await self._last(sid)
+        if last is not None and last.finished and isinstance(last.events[-1], TERMINALS):
+            return json_answer(CancelState(sid, status_of(last.events[-1])))
+        await self._marks.set(sid, "client")
         # The mark is durable; this only saves the owner the wait until it looks.
         self._link.bus.send(
             self._link.subjects.control(sid), msgpack_encoder.encode(CancelRequested(sid=sid))
@@ -162,11 +157,8 @@ class StreamHandlers:
         return sid
 
     async def _require_owned(self, sid: str, user_id: str) -> Accepted:
-        """Raises BraidError: `not_found` also for another user's stream, `gone`, `unavailable`."""
-        try:
-            first = await self._link.log.first(sid)
-        except BusError:
-            raise unavailable() from None
+        """Raises BraidError: `not_found`, also for another user's stream, or `gone`."""
+        first = await self._link.log.first(sid)
         if first is None:
             raise BraidError("not_found", "there is no such stream")
         accepted = decode_record(first.payload).accepted
@@ -182,10 +174,7 @@ class StreamHandlers:
         """The last record; None when nobody needs to know it. Raises BraidError."""
         if after == 0:
             return None
-        try:
-            last = await self._last(sid)
-        except BusError:
-            raise unavailable() from None
+        last = await self._last(sid)
         negotiate.require_reached(after, last.n_next - 1 if last is not None else 0)
         return last
 

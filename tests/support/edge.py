@@ -11,7 +11,9 @@ import aiohttp
 from services.edge.service import EdgeService, build
 from shared.bus import Link
 from shared.events import Checkpoint, Event, Record, decode_record, encode_record
+from shared.messages import StartStream, start_stream_decoder
 from shared.settings import Settings
+from tests.support.meshkit import link_of
 
 
 @dataclass
@@ -117,6 +119,8 @@ class MergerPlayer:
 
 @dataclass
 class RunningEdge:
+    """The service itself, a client of it, and a connection of our own to the mesh behind it."""
+
     service: EdgeService
     link: Link
     http: aiohttp.ClientSession
@@ -140,6 +144,17 @@ class RunningEdge:
             assert answer.status == 202, await answer.text()
             return await MergerPlayer.of(self.link, (await answer.json())["id"])
 
+    async def queued(self) -> list[StartStream]:
+        """The requests that wait for a context service."""
+        stream = self.link.subjects.requests_stream
+        js = self.link.bus.jetstream()
+        state = (await js.stream_info(stream)).state
+        waiting = range(state.first_seq, state.first_seq + state.messages)
+        return [
+            start_stream_decoder.decode((await js.get_msg(stream, seq)).data or b"")
+            for seq in waiting
+        ]
+
     async def follow(self, sid: str, after: int | None = None, **headers: str) -> Follower:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         query = {} if after is None else {"after": str(after)}
@@ -152,12 +167,28 @@ class RunningEdge:
 async def running_edge(settings: Settings) -> AsyncIterator[RunningEdge]:
     service = build(settings)
     await service.start()
-    link = await Link.open(settings, "player", "player-1", dict)
-    timeout = aiohttp.ClientTimeout(total=20)
-    url = f"http://127.0.0.1:{service.port}"
     try:
-        async with aiohttp.ClientSession(url, timeout=timeout) as http:
+        async with link_of(settings) as link, client_of(service) as http:
             yield RunningEdge(service, link, http)
     finally:
-        await link.close()
         await service.drain()
+
+
+@asynccontextmanager
+async def client_of(service: EdgeService) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client that closes every answer at the end, read or not."""
+    answers: list[aiohttp.ClientResponse] = []
+
+    async def keep(_session: object, _context: object, end: aiohttp.TraceRequestEndParams) -> None:
+        answers.append(end.response)
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_request_end.append(keep)
+    async with aiohttp.ClientSession(
+        f"http://127.0.0.1:{service.port}",
+        timeout=aiohttp.ClientTimeout(total=20),
+        trace_configs=[tracing],
+    ) as http:
+        yield http
+        for answer in answers:
+            answer.close()
