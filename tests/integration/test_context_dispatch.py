@@ -17,7 +17,6 @@ from shared.events import Failed
 from shared.ids import new_sid
 from shared.intake import open_log
 from shared.messages import (
-    BranchAnswered,
     BranchRequest,
     GenerateBranch,
     MergeStream,
@@ -358,16 +357,3 @@ async def test_with_neither_redis_nor_postgres_the_answer_goes_on(settings: Sett
         for _ in range(5):
             await mesh.send(ask())
             assert (await mesh.merge()).context.degraded == ["history", "profile"]
-
-
-def answer_to(request: StartStream, text: str) -> BranchAnswered:
-    return BranchAnswered(
-        sid=request.sid,
-        user_id=request.user_id,
-        session_id=request.session_id,
-        content=text,
-        created_at=request.accepted_at,
-        branch=0,
-        model="m1",
-        status="done",
-    )
