@@ -11,6 +11,7 @@ saw before it asked Postgres.
 import asyncio
 import secrets
 from collections.abc import Awaitable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -81,6 +82,11 @@ class Cache:
         self._lookups = Batched(self._lookup)
         self._fills: list[tuple[Seen, bytes, float]] = []
         self._filling: asyncio.Task[None] | None = None
+
+    async def warm_up(self) -> None:
+        """Connect, if that is possible now. Never raises."""
+        with suppress(CacheDown):
+            await self._ask(cast(Awaitable[Any], self._redis.ping()))
 
     async def get(self, key: str) -> Seen:
         """What is cached. Raises CacheDown within the budget."""

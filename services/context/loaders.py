@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
+from msgspec import Struct
+from msgspec.msgpack import Decoder
 
 from services.context.database import Database, DatabaseDown
 from services.context.history import CachedHistory, HistoryRow, chat_messages
@@ -19,9 +21,18 @@ HISTORY_BUDGET_S = 0.3
 MAX_CACHED_BYTES = 256 * 1024
 """A longer history is read from Postgres each time, rather than push others out of the cache."""
 
-_profile_decoder = msgspec.json.Decoder(dict[str, Any] | None)
-_history_decoder = msgspec.msgpack.Decoder(CachedHistory)
-_history_encoder = msgspec.msgpack.Encoder()
+
+class CachedProfile(Struct, frozen=True, array_like=True):
+    """What Redis holds for a user; `data` is None when there is no profile."""
+
+    data: dict[str, Any] | None
+
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+_profile_decoder = Decoder(CachedProfile)
+_history_decoder = Decoder(CachedHistory)
 
 
 @dataclass(slots=True)
@@ -74,28 +85,28 @@ class Loaders:
         loaded.timings_ms[part.name] = round((clock() - started) * 1000, 2)
 
     async def _load_profile(self, request: StartStream, loaded: Loaded) -> None:
-        seen = await self._cached(self._keys.profile(request.user_id))
-        if seen is not None and seen.value is not None:
-            loaded.profile = _profile_decoder.decode(seen.value)
+        seen = await self._seen(self._keys.profile(request.user_id))
+        cached = _decoded(seen, _profile_decoder)
+        if cached is not None:
+            loaded.profile = cached.data
             return
         loaded.profile = await self._database.profile(request.user_id)
-        self._fill(seen, msgspec.json.encode(loaded.profile), PROFILE_TTL_S)
+        self._fill(seen, _encoder.encode(CachedProfile(loaded.profile)), PROFILE_TTL_S)
 
     async def _load_history(self, request: StartStream, loaded: Loaded) -> None:
         loaded.history = chat_messages(await self._rows(request.session_id, request.user_id))
 
     async def _rows(self, session_id: str, user_id: str) -> list[HistoryRow]:
-        seen = await self._cached(self._keys.history(session_id))
-        if seen is not None and seen.value is not None:
-            cached = _history_decoder.decode(seen.value)
-            # Whoever names a foreign session finds nothing, and leaves nothing for its owner.
-            if cached.user_id == user_id:
-                return cached.rows
+        seen = await self._seen(self._keys.history(session_id))
+        cached = _decoded(seen, _history_decoder)
+        # Whoever names a foreign session finds nothing, and leaves nothing for its owner.
+        if cached is not None and cached.user_id == user_id:
+            return cached.rows
         rows = await self._database.history(session_id, user_id)
-        self._fill(seen, _history_encoder.encode(CachedHistory(user_id, rows)), HISTORY_TTL_S)
+        self._fill(seen, _encoder.encode(CachedHistory(user_id, rows)), HISTORY_TTL_S)
         return rows
 
-    async def _cached(self, key: str) -> Seen | None:
+    async def _seen(self, key: str) -> Seen | None:
         try:
             return await self._cache.get(key)
         except CacheDown:
@@ -104,6 +115,15 @@ class Loaders:
     def _fill(self, seen: Seen | None, value: bytes, ttl_s: float) -> None:
         if seen is not None and len(value) <= MAX_CACHED_BYTES:
             self._cache.fill(seen, value, ttl_s=ttl_s)
+
+
+def _decoded(seen: Seen | None, decoder: Decoder[T]) -> T | None:
+    if seen is None or seen.value is None:
+        return None
+    try:
+        return decoder.decode(seen.value)
+    except msgspec.DecodeError:
+        return None  # another release wrote it: it is read anew and written over
 
 
 def _wants_profile(request: StartStream) -> bool:

@@ -53,7 +53,7 @@ class Context(Service):
             ack_wait_s=settings.ack_wait_s,
             max_deliver=settings.max_deliver,
         )
-        await self._database.warm_up()
+        await asyncio.gather(self._cache.warm_up(), self._database.warm_up())
         await self._queue.start(self._handle)
         await link.announce()
 

@@ -188,3 +188,18 @@ async def test_a_crowd_of_lookups_asks_the_database_together(database: Database)
 async def _has_profile(database: Database) -> bool:
     profile: dict[str, Any] | None = await database.profile("ann")
     return profile == {"name": "A"}
+
+
+async def test_a_cached_value_of_another_release_is_read_anew_and_written_over(
+    cache: Cache, database: Database
+) -> None:
+    keys = CacheKeys(new_sid())
+    await put(cache, keys.profile("ann"), b"\xc1 not ours")
+    await put(cache, keys.history("s1"), b"\x90")
+    loaded = await Loaders(cache, keys, database).load(request())
+    assert (loaded.profile, loaded.degraded) == ({"name": "A"}, [])
+
+    async def is_written_over() -> bool:
+        return (await cache.get(keys.profile("ann"))).value != b"\xc1 not ours"
+
+    await eventually(is_written_over)

@@ -25,7 +25,7 @@ COMMENT ON TABLE users IS 'Whoever owns a session; made when first heard of.';
 
 CREATE TABLE profiles (
     user_id text PRIMARY KEY REFERENCES users ON DELETE CASCADE,
-    data jsonb NOT NULL,
+    data jsonb NOT NULL CHECK (jsonb_typeof(data) = 'object'),
     updated_at timestamptz NOT NULL DEFAULT now()
 );
 COMMENT ON TABLE profiles IS 'What answers may use of a user.';
