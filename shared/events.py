@@ -220,6 +220,8 @@ class Accepted(Struct, frozen=True, array_like=True):
     session_id: str
     fingerprint: str
     accepted_at: float
+    on_disconnect: str = ""
+    """`continue` or `cancel`; empty: as the edge's settings say."""
 
 
 class Record(Struct, frozen=True, array_like=True):

@@ -34,6 +34,7 @@ async def open_log(log: EventLog, request: StartStream) -> tuple[StartStream, bo
         session_id=request.session_id,
         fingerprint=fingerprint(request),
         accepted_at=time.time(),
+        on_disconnect=request.on_disconnect or "",
     )
     record = Record(0, 1, (), Checkpoint(()), accepted)
     try:

@@ -108,6 +108,10 @@ class Subjects:
         """Hello, cancel, closed and standing questions of one stream."""
         return f"{self.prefix}.control.{_sid(sid)}"
 
+    def readers(self, sid: str) -> str:
+        """Edge to all edges: does anybody read this stream?"""
+        return f"{self.prefix}.readers.{_sid(sid)}"
+
     def telemetry(self, service: str) -> str:
         return f"{self.prefix}.telemetry.{_token(service, 'service')}"
 

@@ -96,6 +96,11 @@ class Reader:
     def last_seq(self) -> int:
         return self._cursor.last_seq
 
+    @property
+    def finished(self) -> bool:
+        """The terminal has come; the client had it if it took everything."""
+        return self._cursor.finished
+
     async def open(self) -> None:
         """Subscribe the tail. Whoever then asks the log for anything misses nothing after it."""
         self._interest = await self._log.tail(self.sid, self._on_live)

@@ -4,7 +4,9 @@ from typing import Any
 
 from aiohttp import web
 
+from services.edge.absence import Absence
 from services.edge.app import create_app
+from services.edge.cancelling import cancel
 from services.edge.health import Readiness
 from services.edge.pulse import Pulse
 from services.edge.streams import StreamHandlers
@@ -35,6 +37,7 @@ class EdgeService(Service):
         self.link: Link | None = None
         self._settings = settings
         self._pulse: Pulse | None = None
+        self.absence: Absence | None = None
         self.readiness: Readiness | None = None
         self._runner: web.AppRunner | None = None
         self._site: web.TCPSite | None = None
@@ -54,7 +57,17 @@ class EdgeService(Service):
             lambda: discover(link.bus, settings.prefix),
         )
         marks = CancelMarks(link.bus, link.subjects)
-        streams = StreamHandlers(settings, link, marks, pulse, self.counters)
+        absence = self.absence = Absence(
+            link.bus,
+            link.subjects,
+            lambda sid: cancel(link, marks, sid, "disconnected"),
+            self.counters,
+            grace_s=settings.cancel_grace_s,
+        )
+        await absence.start()
+        streams = StreamHandlers(
+            settings, link, marks=marks, pulse=pulse, absence=absence, counters=self.counters
+        )
         app = create_app(streams, readiness, max_body_bytes=settings.max_body_bytes)
         self._runner = web.AppRunner(
             app, access_log=None, shutdown_timeout=settings.drain_deadline_s / 2
@@ -79,6 +92,8 @@ class EdgeService(Service):
             await self.link.withdraw()
         if self._site is not None:
             await self._site.stop()
+        if self.absence is not None:
+            await self.absence.close()
         if self._pulse is not None:
             self._pulse.close()
         if self._runner is not None:

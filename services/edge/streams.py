@@ -6,8 +6,10 @@ import structlog
 from aiohttp import web
 
 from services.edge import negotiate
+from services.edge.absence import Absence
 from services.edge.acceptance import accept
 from services.edge.answers import CancelState, Started, json_answer, snapshot, status_of
+from services.edge.cancelling import cancel
 from services.edge.delivery import deliver
 from services.edge.identify import identify
 from services.edge.pulse import Pulse
@@ -16,10 +18,10 @@ from services.edge.sse import NativeEvents, Open
 from services.edge.start_request import parse_chat_message, parse_start
 from shared.bus import BusError, CancelMarks, Link
 from shared.errors import BraidError
-from shared.events import TERMINALS, Accepted, Record, decode_record
+from shared.events import Accepted, Record, decode_record
 from shared.fold import StreamView
 from shared.ids import is_sid
-from shared.messages import CancelRequested, StartStream, msgpack_encoder
+from shared.messages import StartStream
 from shared.settings import Settings
 from shared.telemetry import Counters
 
@@ -35,12 +37,20 @@ class StreamHandlers:
     """Every handler raises BraidError for what it refuses, and BusError when NATS is away."""
 
     def __init__(
-        self, settings: Settings, link: Link, marks: CancelMarks, pulse: Pulse, counters: Counters
+        self,
+        settings: Settings,
+        link: Link,
+        *,
+        marks: CancelMarks,
+        pulse: Pulse,
+        absence: Absence,
+        counters: Counters,
     ) -> None:
         self._settings = settings
         self._link = link
         self._marks = marks
         self._pulse = pulse
+        self._absence = absence
         self._counters = counters
 
     # Start ------------------------------------------------------------------------------------
@@ -79,8 +89,9 @@ class StreamHandlers:
         except BaseException:
             await reader.close()
             raise
-        opening = Open(accepted.sid, accepted.session_id, after)
-        return await deliver(request, reader, opening, self._pulse, self._counters)
+        return await self._deliver(
+            request, reader, accepted.session_id, after, accepted.on_disconnect
+        )
 
     # Follow -----------------------------------------------------------------------------------
 
@@ -99,8 +110,9 @@ class StreamHandlers:
             # An EventSource would come back for ever for a stream it has had to its end.
             await reader.close()
             return web.Response(status=204)
-        opening = Open(sid, accepted.session_id, after)
-        return await deliver(request, reader, opening, self._pulse, self._counters)
+        return await self._deliver(
+            request, reader, accepted.session_id, after, accepted.on_disconnect
+        )
 
     # Look -------------------------------------------------------------------------------------
 
@@ -125,14 +137,9 @@ class StreamHandlers:
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         sid = self._sid(request)
         await self._require_owned(sid, identify(request))
-        last = await self._last(sid)
-        if last is not None and last.finished and isinstance(last.events[-1], TERMINALS):
-            return json_answer(CancelState(sid, status_of(last.events[-1])))
-        await self._marks.set(sid, "client")
-        # The mark is durable; this only saves the owner the wait until it looks.
-        self._link.bus.send(
-            self._link.subjects.control(sid), msgpack_encoder.encode(CancelRequested(sid=sid))
-        )
+        terminal = await cancel(self._link, self._marks, sid, "client")
+        if terminal is not None:
+            return json_answer(CancelState(sid, status_of(terminal)))
         self._counters["streams_cancelled"] += 1
         log.info("edge.cancel_marked", stream_id=sid)
         return json_answer(CancelState(sid, "cancelling"), 202)
@@ -148,6 +155,23 @@ class StreamHandlers:
             buffer_bytes=self._settings.reader_buffer_bytes,
             heartbeat_s=self._settings.heartbeat_s,
         )
+
+    async def _deliver(
+        self,
+        request: web.Request,
+        reader: Reader,
+        session_id: str,
+        after: int,
+        on_disconnect: str | None,
+    ) -> web.StreamResponse:
+        opening = Open(reader.sid, session_id, after)
+        if (on_disconnect or self._settings.on_disconnect) != "cancel":
+            return await deliver(request, reader, opening, self._pulse, self._counters)
+        self._absence.arrived(reader.sid)
+        try:
+            return await deliver(request, reader, opening, self._pulse, self._counters)
+        finally:
+            self._absence.left(reader.sid, ended=reader.finished)
 
     def _sid(self, request: web.Request) -> str:
         sid = request.match_info["id"]

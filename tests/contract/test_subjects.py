@@ -26,6 +26,7 @@ def test_every_subject_and_stream_name_is_what_operators_were_told() -> None:
     assert s.chunks(SID) == f"braid.chunks.{SID}"
     assert s.acks("worker-1") == "braid.acks.worker-1"
     assert s.control(SID) == f"braid.control.{SID}"
+    assert s.readers(SID) == f"braid.readers.{SID}"
     assert s.telemetry("edge") == "braid.telemetry.edge"
     assert s.all("task") == "braid.task.>"
     assert (s.shard_events(3), s.shard_live(3)) == ("braid.events.3.>", "braid.live.3.>")

@@ -13,7 +13,7 @@ from deploy.mesh.nats_server import NatsServer
 from deploy.mesh.ports import free_ports
 from deploy.mesh.server import Running
 from services.edge.service import build
-from shared.bus import LogEntry, Subscription
+from shared.bus import CancelMarks, LogEntry, Subscription
 from shared.events import BranchStarted, Delta, Done
 from shared.settings import MIB, Settings
 from tests.support.edge import Follower, MergerPlayer, RunningEdge, client_of, running_edge
@@ -209,6 +209,87 @@ async def test_a_log_that_expires_under_a_reader_cuts_it_off_and_is_gone_for_the
         assert heard.numbered == [], "nothing with a hole in it"
         answer = await edge.http.get(f"/v1/streams/{merger.sid}/events")
         assert answer.status == 410
+
+
+# on_disconnect: cancel ----------------------------------------------------------------------------
+
+ABANDONABLE = {"message": "Why?", "on_disconnect": "cancel"}
+
+
+def patient(settings: Settings, grace_s: float = 0.3) -> Settings:
+    return hasty(settings, cancel_grace_s=grace_s)
+
+
+async def mark_of(edge: RunningEdge, sid: str) -> str | None:
+    return await CancelMarks(edge.link.bus, edge.link.subjects).get(sid)
+
+
+async def test_a_stream_that_asks_for_it_is_cancelled_when_its_last_reader_stays_away(
+    bus_settings: Settings,
+) -> None:
+    async with running_edge(patient(bus_settings)) as edge:
+        merger = await edge.accepted(ABANDONABLE)
+        one, other = await edge.follow(merger.sid), await edge.follow(merger.sid)
+        for follower in (one, other):
+            await follower.until(events=1)
+        one.answer.close()
+        await until(lambda: counters_of(edge)["readers_closed"] == 1)
+        assert await mark_of(edge, merger.sid) is None, "somebody still reads"
+        other.answer.close()
+        await until(lambda: counters_of(edge)["streams_abandoned"] == 1)
+        assert await mark_of(edge, merger.sid) == "disconnected"
+
+
+async def test_a_reader_that_comes_back_within_the_grace_period_keeps_its_stream(
+    bus_settings: Settings,
+) -> None:
+    async with running_edge(patient(bus_settings, 1.0)) as edge:
+        merger, clock = await edge.accepted(ABANDONABLE), await edge.accepted(ABANDONABLE)
+        for left in [await edge.follow(merger.sid), await edge.follow(clock.sid)]:
+            await left.until(events=1)
+            left.answer.close()
+        await until(lambda: counters_of(edge)["readers_closed"] == 2)
+        back = await edge.follow(merger.sid)
+        await until(lambda: counters_of(edge)["streams_abandoned"] == 1)
+        assert await mark_of(edge, clock.sid) == "disconnected"
+        assert await mark_of(edge, merger.sid) is None
+        await merger.commit(Done(), finished=True)
+        assert (await back.to_the_end()).types == ["done"]
+
+
+async def test_a_reader_on_another_edge_keeps_the_stream_and_has_the_duty_from_then_on(
+    bus_settings: Settings,
+) -> None:
+    settings = patient(bus_settings)
+    async with running_edge(settings) as edge, running_edge(settings) as other:
+        merger = await edge.accepted(ABANDONABLE)
+        here, there = await edge.follow(merger.sid), await other.follow(merger.sid)
+        for follower in (here, there):
+            await follower.until(events=1)
+        here.answer.close()
+        await until(lambda: counters_of(edge)["readers_closed"] == 1)
+        absence = edge.service.absence
+        await until(lambda: absence is not None and absence.waiting == 0)
+        assert await mark_of(edge, merger.sid) is None
+        there.answer.close()
+        await until(lambda: counters_of(other)["streams_abandoned"] == 1)
+        assert counters_of(edge)["streams_abandoned"] == 0
+
+
+async def test_a_finished_stream_and_a_draining_edge_abandon_nothing(
+    bus_settings: Settings,
+) -> None:
+    service = build(patient(bus_settings, 0.01))
+    await service.start()
+    async with running_edge(bus_settings) as edge, client_of(service) as http:
+        ended, running = await edge.accepted(ABANDONABLE), await edge.accepted(ABANDONABLE)
+        await ended.commit(Done(), finished=True)
+        for merger in (ended, running):
+            follower = Follower(await http.get(f"/v1/streams/{merger.sid}/events"))
+            await follower.until(events=1)
+        await service.drain()
+        assert service.counters["streams_abandoned"] == 0
+        assert await mark_of(edge, running.sid) is None
 
 
 # Shutdown -----------------------------------------------------------------------------------------
