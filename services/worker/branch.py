@@ -56,7 +56,7 @@ class BranchRun:
         limits: Limits,
         mid_stream: MidStream,
     ) -> None:
-        """Raises ValueError for a task whose ids can't be subjects."""
+        """Raises ValueError for a task whose sid is none."""
         self._task = task
         self._item = item
         self._upstreams = upstreams
@@ -108,12 +108,16 @@ class BranchRun:
                         await self._produce()
                         await self._line.settled()
                 self._item.ack()
+                self._log.info(
+                    "branch.ended", attempt=self._outbox.attempt, chunks=self._outbox.next_k
+                )
             except Closed:
-                self._counters["closed"] += 0 if self._outbox.ended else 1
+                self._counters["closed"] += 1
                 self._item.ack()
             except Refused:
                 if self._outbox.seam == "continue" and self._outbox.acked_k < 0:
                     self._policy = "restart"  # what we wanted to continue has changed under us
+                    self._outbox.ended = False
                     continue
                 self._superseded()
             except Superseded:
@@ -219,7 +223,7 @@ class BranchRun:
         self._tries = 0
         self._dirty = True
         self._counters["restarts"] += 1
-        if self._policy == "continue":
+        if self._policy == "continue" and not self._used_tools:
             self._standing = await self._ask()
             self._used_tools = self._standing.used_tools
         await asyncio.sleep(backoff_s(self._restarts, random.random()))  # noqa: S311 - jitter
@@ -277,6 +281,9 @@ class BranchRun:
         return attempt
 
     def _end_with(self, failure: Failure) -> None:
+        """Send the end; what an earlier attempt said stays when this one said nothing."""
+        if self._dirty and not self._outbox.next_k:
+            self._outbox.seam = "fail"
         if self._attempt is not None:
             self._attempt.end_with(failure)
             return

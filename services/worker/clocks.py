@@ -102,7 +102,9 @@ class Clocks:
     def progress(self) -> None:
         """A token came."""
         self._seen = self._loop.time()
-        self._first_at = None
+        if self._first_at is not None:
+            self._first_at = None
+            self._look_anew()  # the timer stands on the first token's clock, which may be longer
 
     def pause(self) -> None:
         """We are not reading: the provider isn't to blame."""
@@ -116,6 +118,9 @@ class Clocks:
         """The answer is complete; only its trimmings may follow."""
         self._idle_s = min(self._idle_s, END_GRACE_S)
         self.progress()
+        self._look_anew()
+
+    def _look_anew(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._look()

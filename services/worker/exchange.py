@@ -66,7 +66,7 @@ class Line:
         self.sid = sid
         self.branch = branch
         self.outbox = outbox
-        self.over = on_over
+        self._on_over = on_over
         self.spoke_at = 0.0
         """When a merger was last heard of."""
         self._bus = bus
@@ -81,8 +81,8 @@ class Line:
         self._bus.send(self._subject, payload, self._acks)
         self._counters["chunks"] += 1
 
-    def send_again(self) -> None:
-        payloads = self.outbox.again(self._loop.time())
+    def send_again(self, *, asked: bool) -> None:
+        payloads = self.outbox.again(self._loop.time(), asked=asked)
         self._counters["resends"] += len(payloads)
         for payload in payloads:
             self._bus.send(self._subject, payload, self._acks)
@@ -104,13 +104,24 @@ class Line:
         if self.outbox.acknowledge(ack.attempt, ack.k, self.spoke_at):
             self._moved.set()
         if ack.state == "closed":
-            self.over(Closed())
+            self.close()
         elif ack.state == "fenced" and ack.attempt >= self.outbox.attempt:
-            self.over(Refused())
+            self._on_over(Refused())
+
+    def close(self) -> None:
+        """Nothing more is needed. Work that is complete is left to tidy up after itself."""
+        if self.outbox.ended:
+            self.outbox.forget()
+            self._moved.set()
+        else:
+            self._on_over(Closed())
+
+    def supersede(self) -> None:
+        self._on_over(Superseded())
 
 
 class Exchange:
-    """All lines of this process. `start` before use; `run` for as long as it is used."""
+    """All lines of this process. `start` before use, `close` after."""
 
     def __init__(
         self, link: Link, tasks: Tasks, counters: Counters, worker: str, *, resend_after_s: float
@@ -161,7 +172,7 @@ class Exchange:
         earlier = lines.get(line.branch)
         lines[line.branch] = line
         if earlier is not None:
-            earlier.over(Superseded())
+            earlier.supersede()
         try:
             if line.sid not in self._controls:
                 await self._hear(line.sid)
@@ -199,10 +210,10 @@ class Exchange:
             lines = list(self._lines.get(sid, {}).values())
             if isinstance(control, Hello):
                 for line in lines:
-                    line.send_again()
+                    line.send_again(asked=True)
             elif isinstance(control, StreamClosed):
                 for line in lines:
-                    line.over(Closed())
+                    line.close()
 
         subscription = await self._bus.subscribe(self._subjects.control(sid), on_control)
         if sid in self._controls:  # two branches of the stream came at once
@@ -225,7 +236,7 @@ class Exchange:
     def _on_reconnect(self) -> None:
         """Chunks, acks and a word of the stream's end may have been lost."""
         for line in self._all():
-            line.send_again()
+            line.send_again(asked=True)
             self._tasks.spawn(f"check.{line.sid}", self._check(line))
 
     def _all(self) -> list[Line]:
@@ -239,7 +250,7 @@ class Exchange:
             for line in self._all():
                 if not line.outbox.is_due(now, self._resend_after_s):
                     continue
-                line.send_again()
+                line.send_again(asked=False)
                 if now - line.spoke_at > CHECK_AFTER_S:
                     line.spoke_at = now
                     self._tasks.spawn(f"check.{line.sid}", self._check(line))
@@ -248,14 +259,9 @@ class Exchange:
         """Nobody listens for chunks of a stream that has ended, so the log is asked."""
         try:
             last = await self._log.last(line.sid)
-        except BusError:
-            return
-        if last is None:
-            return
-        try:
-            finished = decode_record(last.payload).finished
+            if last is not None and decode_record(last.payload).finished:
+                line.close()
+        except BusError as error:
+            log.info("worker.check_failed", stream=line.sid, error=str(error))
         except msgspec.DecodeError:
             log.warning("worker.record_malformed", stream=line.sid)
-            return
-        if finished:
-            line.over(Closed())

@@ -4,6 +4,7 @@ A message that leaves the worker is fixed text or the provider's own words, trim
 anything that looks like a key; it says nothing of addresses.
 """
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import aiohttp
+import httpx2
 import msgspec
 
 from services.worker.wire import error_decoder
@@ -99,7 +101,7 @@ def from_transport(error: BaseException) -> Failure:
                 return Failure("upstream_refused", "the provider can't be reached")
             case aiohttp.ClientConnectionError() | aiohttp.ClientPayloadError():
                 return Failure("upstream_reset", "the provider closed the connection")
-            case aiohttp.ClientError():
+            case aiohttp.ClientError() | httpx2.DecodingError():
                 return Failure("upstream_malformed", "the provider's answer is not valid HTTP")
     for cause in _causes(error):
         match cause:
@@ -122,13 +124,14 @@ def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
         if value is None:
             continue
         try:
-            return max(0.0, float(value) * unit_s)
+            wait_s = float(value) * unit_s
         except ValueError:
-            pass
-        try:
-            return max(0.0, parsedate_to_datetime(value).timestamp() - now)
-        except ValueError:
-            continue
+            try:
+                wait_s = parsedate_to_datetime(value).timestamp() - now
+            except ValueError:
+                continue
+        if math.isfinite(wait_s):
+            return max(0.0, wait_s)
     return None
 
 

@@ -44,9 +44,9 @@ class Outbox:
         """Start a higher attempt; what is left of the last one is void."""
         if attempt <= self.attempt:
             raise ValueError(f"attempt {attempt} does not follow {self.attempt}")
-        self._unacked.clear()
-        self._bytes = 0
+        self.forget()
         self._resends = 0
+        self.ended = False
         self.attempt = attempt
         self.seam = seam
         self._kept_chars = kept_chars
@@ -84,13 +84,18 @@ class Outbox:
         self._resends = 0
         return True
 
+    def forget(self) -> None:
+        """Nobody needs what is unacknowledged any more."""
+        self._unacked.clear()
+        self._bytes = 0
+
     def is_due(self, now: float, resend_after_s: float) -> bool:
         """The merger has been silent for too long; ever longer with every repetition."""
         patience_s = resend_after_s * min(2**self._resends, MAX_RESEND_BACKOFF)
         return bool(self._unacked) and now - self._quiet_since >= patience_s
 
-    def again(self, now: float) -> list[bytes]:
-        """Everything unacknowledged, in order, to be sent once more."""
+    def again(self, now: float, *, asked: bool) -> list[bytes]:
+        """Everything unacknowledged, in order, to be sent once more; `asked` for by an owner."""
         self._quiet_since = now
-        self._resends = min(self._resends + 1, MAX_RESEND_BACKOFF)
+        self._resends = 0 if asked else min(self._resends + 1, MAX_RESEND_BACKOFF)
         return [payload for _, payload in self._unacked]

@@ -81,9 +81,9 @@ class Worker(Service):
         assert self._exchange is not None
         try:
             task = generate_branch_decoder.decode(item.data)
-            if not is_sid(task.sid):
-                raise ValueError("the stream id is none")
-        except (msgspec.DecodeError, ValueError):
+        except msgspec.DecodeError:
+            task = None
+        if task is None or not is_sid(task.sid):
             self._counters["tasks_malformed"] += 1
             log.warning("worker.task_malformed", subject=item.subject)
             item.term()

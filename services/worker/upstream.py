@@ -46,7 +46,6 @@ RESERVED: Final = frozenset(
 TRANSPORT_ERRORS: Final = (
     openai.APIConnectionError,
     httpx2.HTTPError,
-    httpx2.StreamError,
     aiohttp.ClientError,
     OSError,
 )

@@ -1,10 +1,17 @@
-"""A merger that keeps what it is sent: it accepts chunks in order, as the real one, and acks."""
+"""Playing the neighbours of a worker: upstreams, and a merger that keeps what it is sent."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
+from aiohttp import web
+
+from services.simulator.service import Simulator, SimulatorConfig
+from services.worker.service import Worker, build
 from shared.bus import Link, Message
 from shared.fold import BranchView
+from shared.ids import new_sid
 from shared.messages import (
     Ack,
     AckState,
@@ -19,7 +26,10 @@ from shared.messages import (
     control_decoder,
     msgpack_encoder,
 )
-from tests.support.meshkit import until
+from shared.settings import Settings
+from tests.support.meshkit import running, until
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class FakeMerger:
@@ -39,16 +49,22 @@ class FakeMerger:
         self.state: AckState | None = None
         """What to answer instead of what is true."""
         self.standing: Standing | None = None
+        self.fenced: set[int] = set()
+        """Attempts that are refused."""
         self.worker = ""
 
     def text(self, branch: int = 0) -> str:
-        return self._view(branch).text
-
-    def reasoning(self, branch: int = 0) -> str:
-        return self._view(branch).reasoning
+        return self.view(branch).text
 
     def view(self, branch: int = 0) -> BranchView:
-        return self._view(branch)
+        """What the newest attempt said; a continuation adds to what it continues."""
+        view = BranchView(branch)
+        for chunk in self.accepted.get(branch, ()):
+            if chunk.k == 0 and chunk.seam not in {"continue", "fail"}:
+                view.reset()
+            for delta in chunk.deltas:
+                view.add(delta)
+        return view
 
     def end(self, branch: int = 0) -> BranchEnd:
         end = self.accepted[branch][-1].end
@@ -84,6 +100,9 @@ class FakeMerger:
             return
         self.received.append(chunk)
         self.worker = message.reply
+        if chunk.attempt in self.fenced:
+            self._ack(chunk.branch, chunk.attempt, -1, "fenced")
+            return
         taken = self.accepted.setdefault(chunk.branch, [])
         last = taken[-1] if taken else None
         same = last is not None and chunk.attempt == last.attempt
@@ -111,16 +130,6 @@ class FakeMerger:
     def _tell(self, control: Hello | StreamClosed) -> None:
         self._link.bus.send(self._link.subjects.control(self._sid), msgpack_encoder.encode(control))
 
-    def _view(self, branch: int) -> BranchView:
-        """What the newest attempt said; a continuation adds to what it continues."""
-        view = BranchView(branch)
-        for chunk in self.accepted.get(branch, ()):
-            if chunk.k == 0 and chunk.seam != "continue":
-                view.reset()
-            for delta in chunk.deltas:
-                view.add(delta)
-        return view
-
 
 @asynccontextmanager
 async def merging(link: Link, sid: str) -> AsyncIterator[FakeMerger]:
@@ -133,6 +142,59 @@ async def merging(link: Link, sid: str) -> AsyncIterator[FakeMerger]:
     finally:
         await chunks.close()
         await control.close()
+
+
+@asynccontextmanager
+async def simulating() -> AsyncIterator[Simulator]:
+    """An upstream that answers at once."""
+    async with Simulator(SimulatorConfig(ttft_s=0, gap_s=0, models=())) as simulator:
+        yield simulator
+
+
+@asynccontextmanager
+async def serving(
+    handler: Callable[[web.Request], Awaitable[web.StreamResponse]], *middlewares: Any
+) -> AsyncIterator[str]:
+    """An upstream of the test's own; yields its base URL."""
+    app = web.Application(middlewares=middlewares)
+    app.add_routes([web.post("/v1/chat/completions", handler)])
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def working(settings: Settings, **given: Any) -> AsyncIterator[Worker]:
+    """A worker in this process, with these settings changed."""
+    service = build(settings.model_copy(update=given))
+    assert isinstance(service, Worker)
+    async with running(service):
+        yield service
+
+
+def a_task(model: str = "sim-echo", **given: Any) -> GenerateBranch:
+    question = [{"role": "user", "content": "What does the merger do?"}]
+    return GenerateBranch(sid=new_sid(), branch=0, model=model, messages=question, **given)
+
+
+async def run(link: Link, task: GenerateBranch) -> FakeMerger:
+    """Have a branch generated to its end, and its task settled."""
+    async with merging(link, task.sid) as merger:
+        await order_branch(link, task)
+        await merger.until_ended(task.branch)
+        await settled(link)
+    return merger
+
+
+async def settled(link: Link) -> None:
+    """Wait until no task is left."""
+    async with asyncio.timeout(5):
+        while await tasks_left(link):
+            await asyncio.sleep(0.01)
 
 
 async def order_branch(link: Link, task: GenerateBranch) -> None:
