@@ -9,7 +9,7 @@ from enum import IntEnum
 from typing import Any, TypeAlias
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 # Pieces of events -----------------------------------------------------------------------
 
@@ -23,7 +23,7 @@ class ToolFragment(Struct, frozen=True, omit_defaults=True):
     arguments: str = ""
 
 
-class Usage(Struct, frozen=True, omit_defaults=True):
+class Usage(Struct, frozen=True):
     """Tokens of one branch; `source` says who counted: `upstream`, `tiktoken` or `estimate`."""
 
     prompt_tokens: int
@@ -34,7 +34,7 @@ class Usage(Struct, frozen=True, omit_defaults=True):
     cached_tokens: int = 0
 
 
-class Source(Struct, frozen=True, omit_defaults=True):
+class Source(Struct, frozen=True):
     """A retrieved passage that the answer may cite as `[number]`."""
 
     number: int
@@ -46,14 +46,14 @@ class Source(Struct, frozen=True, omit_defaults=True):
 # Events ---------------------------------------------------------------------------------
 
 
-class _Event(Struct, frozen=True, tag_field="type", omit_defaults=True, kw_only=True):
+class _Event(Struct, frozen=True, tag_field="type", kw_only=True):
     pass
 
 
 class _BranchEvent(_Event, frozen=True, kw_only=True):
     branch: int
-    section: str | None = None
-    model: str | None = None
+    section: str | UnsetType = UNSET
+    model: str | UnsetType = UNSET
 
 
 class ContextLoaded(_Event, frozen=True, tag="context"):

@@ -119,7 +119,7 @@ class StreamView:
                 self.context = event
             case BranchStarted():
                 view = self.branch(event.branch)
-                view.section, view.model = event.section, event.model
+                view.section, view.model = event.section or None, event.model or None
             case BranchReset():
                 self.branch(event.branch).reset()
             case BranchContinued():

@@ -5,6 +5,7 @@ line end, so one `data:` line is enough. The format is WHATWG HTML, section 9.2.
 """
 
 import msgspec
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from shared.events import (
@@ -66,14 +67,14 @@ class NativeEvents:
             return b"id: %d\ndata: %b%b}\n\n" % (n, self._prefix(event.branch), _content(event))
         if isinstance(event, BranchStarted):
             self._name(event)
-        elif isinstance(event, _BRANCH_EVENTS) and event.section is None and event.model is None:
+        elif isinstance(event, _BRANCH_EVENTS) and event.section is UNSET and event.model is UNSET:
             event = replace(event, **self._names.get(event.branch, {}))
         return b"id: %d\ndata: %b\n\n" % (n, _json.encode(event))
 
     def _name(self, event: BranchStarted) -> None:
-        if event.section is not None:
+        if event.section is not UNSET:
             self._names[event.branch] = {"section": event.section}
-        elif event.model is not None:
+        elif event.model is not UNSET:
             self._names[event.branch] = {"model": event.model}
         self._prefixes.pop(event.branch, None)
 

@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from services.merger.joining import join_adjacent, weight_of
@@ -67,7 +68,7 @@ MAX_RECORD_WEIGHT = 128 * 1024
 def opening_events(plan: Sequence[BranchPlan], context: ContextLoaded) -> list[Event]:
     """What a stream that nobody has owned before starts with."""
     starts = [
-        BranchStarted(branch=index, section=branch.section, model=branch.model)
+        BranchStarted(branch=index, section=branch.section or UNSET, model=branch.model)
         for index, branch in enumerate(plan)
     ]
     return [context, *starts]
@@ -220,7 +221,7 @@ class Braid:
             events.append(
                 BranchReset(
                     branch=chunk.branch,
-                    section=plan.section,
+                    section=plan.section or UNSET,
                     model=plan.model,
                     attempt=state.seams + 1,
                     reason="the attempt broke off and was started again",
@@ -232,7 +233,7 @@ class Braid:
             events.append(
                 BranchContinued(
                     branch=chunk.branch,
-                    section=plan.section,
+                    section=plan.section or UNSET,
                     model=plan.model,
                     attempt=state.seams + 1,
                     reason="the attempt broke off and another goes on from there",
@@ -287,7 +288,7 @@ class Braid:
             events.append(
                 BranchFailed(
                     branch=branch,
-                    section=plan.section,
+                    section=plan.section or UNSET,
                     model=end.model or plan.model,
                     code=end.code,
                     message=end.message,
@@ -300,7 +301,7 @@ class Braid:
         events.append(
             BranchDone(
                 branch=branch,
-                section=plan.section,
+                section=plan.section or UNSET,
                 model=end.model or plan.model,
                 finish_reason=end.finish_reason or "incomplete",
                 usage=end.usage,
