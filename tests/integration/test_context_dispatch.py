@@ -357,3 +357,13 @@ async def test_with_neither_redis_nor_postgres_the_answer_goes_on(settings: Sett
         for _ in range(5):
             await mesh.send(ask())
             assert (await mesh.merge()).context.degraded == ["history", "profile"]
+
+
+async def test_a_request_that_was_tried_too_often_ends_in_an_error(settings: Settings) -> None:
+    full = settings.model_copy(update={"transcripts_max_bytes": 1024, "max_deliver": 1})
+    async with meeting(full) as mesh:
+        request = ask("x" * 2000)
+        await mesh.send(request)
+        [terminal] = (await finished_log(mesh.link, request.sid))[-1].events
+        assert isinstance(terminal, Failed)
+        assert (terminal.code, terminal.retryable) == ("attempts_exhausted", True)

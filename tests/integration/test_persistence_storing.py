@@ -266,7 +266,8 @@ async def test_the_cached_history_is_void_before_the_item_is_acknowledged(
     settings: Settings, storing: tuple[Sender, Persistence]
 ) -> None:
     sender, _ = storing
-    cache, key = Cache(settings.redis_url), CacheKeys(settings.prefix).history("s1")
+    cache = Cache(settings.redis_url, budget_s=1.0)
+    key = CacheKeys(settings.prefix).history("s1")
     cache.fill(await cache.get(key), b"before", ttl_s=HISTORY_TTL_S)
     async with asyncio.timeout(DEADLINE_S):
         while (await cache.get(key)).value is None:
