@@ -86,17 +86,17 @@ class Settings(BaseModel):
 
     nats_url: NatsUrl = "nats://127.0.0.1:4222"
     """NATS server, or several separated by commas. When given, `braid up` starts none."""
-    nats_nodes: int = 1
-    """NATS servers that `braid up` starts: 1."""
+    nats_nodes: Literal[1, 3] = 1
+    """NATS servers that `braid up` starts: 1, or 3 as a cluster that outlives the loss of one."""
     redis_url: RedisUrl = "redis://127.0.0.1:6379/0"
     """Redis or Valkey server. When given, `braid up` starts none."""
     postgres_url: PostgresUrl = "postgresql://127.0.0.1:5432/braid"
     """PostgreSQL database. When given, `braid up` starts none."""
 
     replicas: int = 1
-    """Copies JetStream keeps of every stream: 1 on one machine, 3 or 5 in a cluster."""
+    """Copies JetStream keeps of every stream: 1, 3 or 5; as many as nats_nodes unless given."""
     event_shards: Annotated[int, Field(ge=1, le=256)] = 1
-    """Streams the event log is spread over."""
+    """Streams the event log is spread over; 6 on three nats_nodes unless given."""
     retention_s: Annotated[float, Field(ge=1, le=10 * 365 * 86_400)] = 3600
     """How long a stream can be resumed after its events were written."""
     events_max_bytes: Bytes = GIB
@@ -114,7 +114,7 @@ class Settings(BaseModel):
     max_deliver: Annotated[int, Field(ge=1, le=1000)] = 5
     """Tries of a work item before it counts as poisoned."""
 
-    worker_slots: Count = 64
+    worker_slots: Count = 1024
     """Generations at the same time in one worker."""
     merger_slots: Count = 2000
     """Streams at the same time in one merger."""
@@ -171,10 +171,20 @@ class Settings(BaseModel):
     log_format: Literal["auto", "console", "json"] = "auto"
     """How log lines look; auto: console on a terminal, json otherwise."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_the_nodes(cls, given: Any) -> Any:
+        """On a cluster everything is kept three times, and a leader's death stalls a sixth."""
+        if not isinstance(given, Mapping):
+            return given
+        given = dict(given)
+        if isinstance(nodes := given.get("nats_nodes"), str) and nodes.strip() in {"1", "3"}:
+            given["nats_nodes"] = int(nodes)  # a Literal takes no text for a number
+        cluster = {"replicas": 3, "event_shards": 6} if given.get("nats_nodes") == 3 else {}
+        return cluster | given
+
     @model_validator(mode="after")
     def _refuse_contradictions(self) -> Self:
-        if self.nats_nodes != 1:
-            raise ValueError("nats_nodes: only 1 is supported; for a cluster give its nats_url")
         if self.replicas not in {1, 3, 5}:
             raise ValueError("replicas: must be 1, 3 or 5")
         return self

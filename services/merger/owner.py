@@ -65,7 +65,7 @@ class Owner:
         self._command = command
         self._sid = command.sid
         self._give_up_at = time.monotonic() + total_s + GRACE_S
-        self._log = log.bind(stream=command.sid, delivery=item.delivery)
+        self._log = log.bind(stream_id=command.sid, delivery=item.delivery)
         self._wake = asyncio.Event()
         self._braid: Braid | None = None
         self._seq = 0
