@@ -18,11 +18,10 @@ from shared.messages import (
     StartStream,
     msgpack_encoder,
 )
+from shared.pieces import split
 from shared.subjects import Subjects
 
 POOL = "default"
-MARGIN_BYTES = 64 * 1024
-"""Left of NATS's message limit for headers and for the fields around a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +31,6 @@ class Publication:
     subject: str
     payload: bytes
     msg_id: str
-
-
-def room_in(max_payload: int) -> int:
-    """The largest message we send, in bytes."""
-    return max(max_payload - MARGIN_BYTES, max_payload // 2)
 
 
 def publications(
@@ -145,17 +139,3 @@ def _text_of(content: Any) -> str:
     parts = content if isinstance(content, list) else []
     texts = [part.get("text") for part in parts if isinstance(part, dict)]
     return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def split(text: str, max_bytes: int) -> list[str]:
-    """Pieces of at most `max_bytes` (4 or more) in UTF-8, joining to the text; at least one."""
-    encoded = text.encode()
-    pieces = []
-    start = 0
-    while len(encoded) - start > max_bytes:
-        end = start + max_bytes
-        while encoded[end] & 0xC0 == 0x80:  # never cut between the bytes of one character
-            end -= 1
-        pieces.append(encoded[start:end].decode())
-        start = end
-    return [*pieces, encoded[start:].decode()]

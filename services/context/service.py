@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 
 from services.context.database import Database
-from services.context.dispatch import Publication, publications, room_in
+from services.context.dispatch import Publication, publications
 from services.context.endings import fail_stream, refuse_stream
 from services.context.loaders import Loaders
 from services.context.requests import BadRequest, read
@@ -17,6 +17,7 @@ from shared.errors import BraidError
 from shared.ids import new_instance_id
 from shared.intake import open_log
 from shared.messages import StartStream
+from shared.pieces import room_in
 from shared.settings import Settings
 from shared.telemetry import Counters
 

@@ -35,6 +35,7 @@ from shared.messages import (
     control_decoder,
     msgpack_encoder,
 )
+from shared.pieces import room_in
 from shared.telemetry import Counters
 
 log = structlog.get_logger()
@@ -42,7 +43,6 @@ log = structlog.get_logger()
 CLAIM_TRIES = 20
 GRACE_S = 30.0
 """How long after the generation's total budget an unfinished stream is ended with an error."""
-PAYLOAD_MARGIN_BYTES = 64 * 1024
 
 
 class Owner:
@@ -231,7 +231,7 @@ class Owner:
         """The terminal is committed: tell the workers, hand over the transcripts, settle."""
         self._tell(StreamClosed(sid=self._sid))
         view = self._view if self._view is not None else fold(await self._read_records())
-        max_bytes = self._link.bus.max_payload - PAYLOAD_MARGIN_BYTES
+        max_bytes = room_in(self._link.bus.max_payload)
         subjects = self._link.subjects
         for part, answer in transcripts(
             self._command, view, max_bytes=max_bytes, created_at=time.time()

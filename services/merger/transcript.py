@@ -6,6 +6,7 @@ from msgspec.structs import replace
 
 from shared.fold import BranchView, StreamView
 from shared.messages import BranchAnswered, MergeStream
+from shared.pieces import split
 
 
 def transcripts(
@@ -13,7 +14,8 @@ def transcripts(
 ) -> Iterator[tuple[str, BranchAnswered]]:
     """For every branch its answer, as (subject part, message).
 
-    A text whose message would exceed `max_bytes` comes in pieces; the first has everything else.
+    A text and a reasoning that together exceed `max_bytes` of UTF-8 come in pieces; the first has
+    everything else.
     """
     for index, plan in enumerate(item.branches):
         branch = view.branches.get(index, BranchView(index, plan.section, plan.model))
@@ -27,22 +29,27 @@ def transcripts(
             model=branch.model or plan.model,
             section=plan.section,
             status=branch.status,
-            reasoning=branch.reasoning,
             tool_calls=branch.tool_calls,
             finish_reason=branch.finish_reason,
             usage=branch.usage,
             ttft_ms=branch.ttft_ms,
             duration_ms=branch.duration_ms,
         )
-        pieces = list(_split(branch.text, max_bytes))
+        pieces = _pieces(whole, branch.text, branch.reasoning, max_bytes)
         for number, piece in enumerate(pieces):
-            part = f"a{index}" if number == 0 else f"a{index}-{number}"
-            first = whole if number == 0 else replace(whole, reasoning="", tool_calls=[])
-            yield part, replace(first, content=piece, piece=number, pieces=len(pieces))
+            part = f"a{index}" if len(pieces) == 1 else f"a{index}-{number}"
+            yield part, replace(piece, piece=number, pieces=len(pieces))
 
 
-def _split(text: str, max_bytes: int) -> Iterator[str]:
-    """Pieces of at most `max_bytes` in UTF-8; at least one, perhaps empty."""
-    max_chars = max(1, max_bytes if text.isascii() else max_bytes // 4)
-    for start in range(0, max(1, len(text)), max_chars):
-        yield text[start : start + max_chars]
+def _pieces(
+    whole: BranchAnswered, text: str, reasoning: str, max_bytes: int
+) -> list[BranchAnswered]:
+    """One message when all fits, else a piece for every part of the text and the reasoning."""
+    if len(text.encode()) + len(reasoning.encode()) <= max_bytes:
+        return [replace(whole, content=text, reasoning=reasoning)]
+    rest = replace(whole, tool_calls=[])
+    return [
+        whole,
+        *(replace(rest, content=piece) for piece in split(text, max_bytes)),
+        *(replace(rest, reasoning=piece) for piece in split(reasoning, max_bytes)),
+    ]

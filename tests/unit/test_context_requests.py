@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.context.dispatch import publications, question_of, room_in, split
+from services.context.dispatch import publications, question_of
 from services.context.loaders import Loaded
 from services.context.requests import BadRequest, read
 from shared.errors import BraidError
@@ -20,6 +20,7 @@ from shared.messages import (
     merge_stream_decoder,
     transcript_decoder,
 )
+from shared.pieces import room_in, split
 from shared.subjects import Subjects
 
 SID = "a" * SID_LENGTH
