@@ -103,6 +103,11 @@ class Providers:
         return bool(self._by_name)
 
     @property
+    def default(self) -> Provider | None:
+        """Where a model goes that no other provider claims."""
+        return self._default
+
+    @property
     def all(self) -> tuple[Provider, ...]:
         return tuple(self._by_name.values())
 
