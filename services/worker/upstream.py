@@ -70,7 +70,7 @@ class Body:
     def __init__(self, response: httpx2.Response) -> None:
         media = response.headers.get("content-type", "text/event-stream")
         self.media = media.partition(";")[0].strip().lower()
-        self.reads: AsyncGenerator[bytes, None] = response.aiter_bytes()
+        self.reads = _reads(response)
         self.complete = False
         """Set when the answer's end was read: what follows on the wire is of no interest."""
 
@@ -215,6 +215,15 @@ async def _post(
 
 def _body(error: openai.APIStatusError) -> bytes:
     return error.response.content[: 64 * 1024]
+
+
+def _reads(response: httpx2.Response) -> AsyncGenerator[bytes, None]:
+    if "content-encoding" not in response.headers:
+        # The stream itself: two generators less for every token.
+        reads = aiter(cast(httpx2.AsyncByteStream, response.stream))
+        if isinstance(reads, AsyncGenerator):
+            return reads
+    return response.aiter_bytes()
 
 
 async def _drain(body: Body) -> None:
