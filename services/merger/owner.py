@@ -6,10 +6,12 @@ last record this owner has seen, so a zombie's next write is refused, and it sto
 
 import asyncio
 import time
+from dataclasses import dataclass
 
 import msgspec
 import structlog
 
+from services.merger.acks import Acks
 from services.merger.braid import Braid, Verdict, opening_events
 from services.merger.transcript import transcripts
 from shared.bus import (
@@ -45,22 +47,26 @@ GRACE_S = 30.0
 """How long after the generation's total budget an unfinished stream is ended with an error."""
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What all owners of a process share."""
+
+    link: Link
+    marks: CancelMarks
+    acks: Acks
+    counters: Counters
+
+
 class Owner:
     """Owns one stream from its merge item to its terminal."""
 
     def __init__(
-        self,
-        link: Link,
-        marks: CancelMarks,
-        counters: Counters,
-        item: WorkItem,
-        command: MergeStream,
-        *,
-        total_s: float,
+        self, around: Surroundings, item: WorkItem, command: MergeStream, *, total_s: float
     ) -> None:
-        self._link = link
-        self._marks = marks
-        self._counters = counters
+        self._link = around.link
+        self._marks = around.marks
+        self._acks = around.acks
+        self._counters = around.counters
         self._item = item
         self._command = command
         self._sid = command.sid
@@ -225,7 +231,7 @@ class Owner:
             if closing or not before or state != before[branch]:
                 over: AckState = "closed" if closing or state.final else "open"
                 ack = Ack(self._sid, branch, state.attempt, state.k, over)
-                self._link.bus.send(worker, msgpack_encoder.encode((ack,)))
+                self._acks.add(worker, ack)
 
     async def _finish(self) -> None:
         """The terminal is committed: tell the workers, hand over the transcripts, settle."""
@@ -274,7 +280,7 @@ class Owner:
             state = "closed"
         k = chunk.k if verdict is Verdict.CLOSED else self._committed(chunk.branch, chunk.attempt)
         ack = Ack(self._sid, chunk.branch, chunk.attempt, k, state)
-        self._link.bus.send(message.reply, msgpack_encoder.encode((ack,)))
+        self._acks.add(message.reply, ack)
 
     def _committed(self, branch: int, attempt: int) -> int:
         state = self._states[branch] if self._states else None

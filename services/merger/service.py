@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import structlog
 
-from services.merger.owner import Owner
+from services.merger.acks import Acks
+from services.merger.owner import Owner, Surroundings
 from shared.actor import Service
 from shared.bus import CancelMarks, Link, WorkItem, WorkQueue
 from shared.ids import new_instance_id
@@ -29,14 +30,15 @@ class Merger(Service):
         self._settings = settings
         self._counters = Counters()
         self._link: Link | None = None
-        self._marks: CancelMarks | None = None
+        self._around: Surroundings | None = None
         self._queue: WorkQueue | None = None
 
     async def start(self) -> None:
         """Raises BusError when NATS can't be reached."""
         settings = self._settings
         link = self._link = await Link.open(settings, self.name, self.instance, self.stats)
-        self._marks = CancelMarks(link.bus, link.subjects)
+        marks = CancelMarks(link.bus, link.subjects)
+        self._around = Surroundings(link, marks, Acks(link.bus), self._counters)
         self._queue = WorkQueue(
             link.bus,
             stream=link.subjects.merges_stream,
@@ -63,8 +65,7 @@ class Merger(Service):
         return {"owned_streams": owned, **self._counters}
 
     async def _own(self, item: WorkItem) -> None:
-        assert self._link is not None
-        assert self._marks is not None
+        assert self._around is not None
         try:
             command = merge_stream_decoder.decode(item.data)
         except msgspec.DecodeError:
@@ -72,7 +73,7 @@ class Merger(Service):
             item.term()
             return
         total_s = command.total_s or self._settings.total_timeout_s
-        owner = Owner(self._link, self._marks, self._counters, item, command, total_s=total_s)
+        owner = Owner(self._around, item, command, total_s=total_s)
         await owner.run()
 
 
