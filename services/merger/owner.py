@@ -70,7 +70,7 @@ class Owner:
         self._item = item
         self._command = command
         self._sid = command.sid
-        self._give_up_at = time.monotonic() + total_s + GRACE_S
+        self._budget_s = total_s + GRACE_S
         self._log = log.bind(stream_id=command.sid, delivery=item.delivery)
         self._wake = asyncio.Event()
         self._braid: Braid | None = None
@@ -96,9 +96,7 @@ class Owner:
                 self._link.subjects.control(self._sid), self._on_control
             ),
         ]
-        expiry = asyncio.get_running_loop().call_at(
-            asyncio.get_running_loop().time() + self._give_up_at - time.monotonic(), self._expire
-        )
+        expiry = asyncio.get_running_loop().call_later(self._budget_s, self._expire)
         try:
             if await self._claim():
                 await self._commit_all()
