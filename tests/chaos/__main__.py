@@ -49,7 +49,7 @@ def main(
 ) -> None:
     """Exits with 1 if any invariant was violated."""
     if checked is not None:
-        old = journals.decode(checked.read_bytes())
+        old = journals.load(checked)
         violations = check(old)
         text = render(old, violations, Told(0.0, "journals of an earlier campaign", {}))
     else:

@@ -18,6 +18,7 @@ from tests.chaos.options import Options
 from tests.chaos.report import Told, render
 from tests.chaos.streams import StreamPlan, plan_streams
 
+JOURNALS = "journals.gz"
 TICK_S = 0.05
 USUAL_HIT_S = 8.0
 LOGGED = frozenset({"owner.took_over", "owner.fenced", "branch.superseded"})
@@ -51,7 +52,7 @@ async def run(options: Options) -> Result:
     violations = check(journals)
     told = Told(time.monotonic() - began, _shown(options), logged_events(mesh.data_dir, LOGGED))
     report = render(journals, violations, told)
-    (options.folder / "journals.msgpack").write_bytes(written.encode(journals))
+    written.save(journals, options.folder / JOURNALS)
     (options.folder / "report.md").write_text(report, encoding="utf-8")
     return Result(journals, violations, report)
 

@@ -3,6 +3,8 @@
 Times are seconds of the machine's monotonic clock, which the upstream uses too.
 """
 
+import gzip
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -154,8 +156,13 @@ class Violation(Struct, frozen=True):
         return f"{self.invariant} {self.sid}: {self.detail}"
 
 
-encode = msgspec.msgpack.Encoder().encode
-decode = msgspec.msgpack.Decoder(Journals).decode
+def save(journals: Journals, path: Path) -> None:
+    path.write_bytes(gzip.compress(msgspec.msgpack.encode(journals), mtime=0))
+
+
+def load(path: Path) -> Journals:
+    """Raises OSError, or msgspec.DecodeError for what `save` has not written."""
+    return msgspec.msgpack.decode(gzip.decompress(path.read_bytes()), type=Journals)
 
 
 def shown(event: Seen) -> dict[str, Any]:

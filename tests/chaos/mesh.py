@@ -44,7 +44,6 @@ class Mesh:
         self.data_dir = options.folder / "mesh"
         self.upstream_url = ""
         self._processes: list[Process] = []
-        self.stopped_clean: bool | None = None
 
     async def __aenter__(self) -> Self:
         try:
@@ -164,10 +163,8 @@ class Mesh:
     async def _stop(self) -> None:
         for entry in self.facts.get("processes", {}).values():
             _send(entry["pid"], signal.SIGCONT)
-        clean = True
         for process in reversed(self._processes):
-            clean &= await asyncio.to_thread(stop, process, signal.SIGTERM, STOP_S)
-        self.stopped_clean = clean
+            await asyncio.to_thread(stop, process, signal.SIGTERM, STOP_S)
 
 
 def _send(pid: int, number: signal.Signals) -> None:
