@@ -12,7 +12,7 @@ COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gen
 	--no-header --no-annotate --no-emit-index-url
 
 .DEFAULT_GOAL := help
-.PHONY: help up setup dev test check fmt lock clean
+.PHONY: help up setup dev test chaos check fmt lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -26,6 +26,9 @@ dev: $(VENV)/.installed-dev ## The same, with the tools for development
 
 test: dev ## Run every test against real servers
 	$(BIN)/python -m pytest $(TESTS)
+
+chaos: dev ## Kill services while streams run; see ARGS=--help
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 check: dev ## Format, lint, types, import contracts
 	$(BIN)/ruff format --check .
