@@ -8,11 +8,16 @@ import pytest
 
 from services.simulator.service import Simulator
 from services.worker import branch
+from services.worker.exchange import Exchange, Superseded
+from services.worker.outbox import Outbox
 from services.worker.service import Worker
+from shared.actor import Tasks
 from shared.bus import Link
 from shared.events import Checkpoint, Done, Record, encode_record
+from shared.ids import new_instance_id
 from shared.messages import GenerateBranch, Standing, attempt_number
 from shared.settings import Settings
+from shared.telemetry import Counters
 from tests.support.meshkit import link_of, until
 from tests.support.workerkit import (
     a_task,
@@ -237,19 +242,19 @@ async def test_what_cannot_end_in_time_is_handed_back_and_goes_on_elsewhere(
             await settled(link)
 
 
-async def test_a_task_delivered_to_the_same_process_again_supersedes_the_earlier_run(
-    link: Link, worker: Worker, upstream: Simulator
+async def test_a_later_run_of_the_same_branch_in_this_process_supersedes_the_earlier(
+    link: Link,
 ) -> None:
-    task = endless()
-    async with merging(link, task.sid) as merger:
-        await order_branch(link, task)
-        await until(lambda: len(merger.received) > 3)
-        merger.standing = Standing(0, 2, False, False, merger.text())
-        assert worker._queue is not None
-        (item,) = worker._queue._running.values()
-        item._bus.send(item._reply, b"-NAK")
-        await until(lambda: merger.accepted[0][-1].attempt == SECOND)
-        await until(lambda: worker.stats().get("superseded") == 1)
-        assert worker.stats()["active"] == 1
-        merger.say_closed()
-        await settled(link)
+    tasks, over = Tasks(), list[Exception]()
+    exchange = Exchange(link, tasks, Counters(), new_instance_id("worker"), resend_after_s=NEVER_S)
+    await exchange.start()
+    sid = a_task().sid
+    earlier, later = (
+        exchange.line(sid, 0, Outbox(0, max_chunks=1, max_bytes=1), over.append) for _ in range(2)
+    )
+    async with exchange.joined(earlier):
+        async with exchange.joined(later):
+            assert [type(error) for error in over] == [Superseded]
+        assert len(over) == 1
+    await exchange.close()
+    await tasks.cancel()
