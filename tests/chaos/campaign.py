@@ -20,7 +20,6 @@ from tests.chaos.streams import StreamPlan, plan_streams
 
 JOURNALS = "journals.gz"
 TICK_S = 0.05
-USUAL_HIT_S = 8.0
 LOGGED = frozenset({"owner.took_over", "owner.fenced", "branch.superseded"})
 
 
@@ -76,7 +75,7 @@ async def _stream_all(
                 if done != last_count:
                     last_count, last_at = done, time.monotonic()
                     _say(f"{done} of {len(hits)} faults, {number} of {len(plans)} streams")
-                part = min(1.0, (time.monotonic() - last_at) / USUAL_HIT_S)
+                part = min(1.0, (time.monotonic() - last_at) / options.usual_hit_s)
                 due = len(plans) * (done + part) / max(1, len(hits))
                 if (number < due or hitting.done()) and len(running) < options.concurrency:
                     break

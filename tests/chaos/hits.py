@@ -28,7 +28,7 @@ async def perform(hits: list[Hit], mesh: Mesh, options: Options, random: Random)
     healing: dict[str, asyncio.Task[None]] = {}
     for hit in hits:
         await asyncio.sleep(random.uniform(*options.gap_s))
-        away_s = options.ack_wait_s * random.uniform(1.3, 1.8)
+        away_s = options.ack_wait_s * random.uniform(*options.away)
         if earlier := healing.pop(hit.service, None):
             await earlier
         task = asyncio.create_task(_hit(hit, mesh, away_s), name=f"hit {hit.name}")

@@ -19,6 +19,9 @@ from deploy.mesh.process import Command, Process, spawn, stop
 from shared.settings import ENV_PREFIX
 from tests.chaos.options import SERVICES, Options
 
+HOME = Path(__file__).parents[2]
+"""Where `tests` is found."""
+ENTRIES_PER_STREAM = 20
 READY_S = 120.0
 STOP_S = 60.0
 POLL_S = 0.05
@@ -131,7 +134,8 @@ class Mesh:
         options = self._options
         port = free_ports(1)[0]
         self.upstream_url = f"http://{LOOPBACK}:{port}"
-        self._spawn("upstream", "-m", "tests.chaos.upstream", str(port), str(options.streams * 20))
+        entries = str(options.streams * ENTRIES_PER_STREAM)
+        self._spawn("upstream", HOME, "-m", "tests.chaos.upstream", str(port), entries)
         providers = options.folder / "providers.toml"
         providers.write_text(PROVIDERS.format(url=self.upstream_url), encoding="utf-8")
         settings = {
@@ -146,17 +150,17 @@ class Mesh:
         if options.nats_nodes > 1:
             settings["NATS_NODES"] = options.nats_nodes
         given = {ENV_PREFIX + key: str(value) for key, value in settings.items()}
-        self._spawn("up", "-m", "deploy.cli.main", "up", **given)
+        # Not at home: a braid.toml that lies there is not meant for us.
+        self._spawn("up", options.folder, "-P", "-m", "deploy.cli.main", "up", **given)
         await self.whole()
 
-    def _spawn(self, name: str, *arguments: str, **variables: str) -> None:
+    def _spawn(self, name: str, cwd: Path, *arguments: str, **variables: str) -> None:
         inherited = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith((ENV_PREFIX, "OPENAI_", "SIM_"))
         }
-        # Without -P: `tests` is found in the folder we are started in.
-        command = Command((sys.executable, *arguments), inherited | variables)
+        command = Command((sys.executable, *arguments), inherited | variables, cwd)
         with (self._options.folder / f"{name}.log").open("ab") as output:
             self._processes.append(spawn(command, output.fileno()))
 

@@ -8,6 +8,9 @@ Kind = Literal["kill", "stop"]
 Victim = tuple[str, Kind]
 """A service and what is done to one of its processes."""
 
+RESTART_S = 2.0
+"""About how long a killed process is away."""
+
 SERVICES = ("edge", "context", "worker", "merger", "persistence")
 ALL: tuple[Victim, ...] = (
     *((service, "kill") for service in SERVICES),
@@ -35,3 +38,11 @@ class Options:
     nats_nodes: int = 1
     ack_wait_s: float = 5.0
     """The lease: a stopped process is continued well after it."""
+    away: tuple[float, float] = (1.3, 1.8)
+    """For how many leases a stopped process is stopped: shortest and longest."""
+
+    @property
+    def usual_hit_s(self) -> float:
+        """About how long a fault takes, with its healing and the gap before it."""
+        stops = sum(kind == "stop" for _, kind in self.victims) / len(self.victims)
+        return sum(self.gap_s) / 2 + RESTART_S + stops * self.ack_wait_s * sum(self.away) / 2
