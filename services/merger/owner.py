@@ -185,6 +185,11 @@ class Owner:
         self._tell(Hello(sid=self._sid, epoch=self._braid.epoch))
         self._poked = True
 
+    def look_for_cancel(self) -> None:
+        """Word of a cancel may have been missed; its mark is there."""
+        self._poked = True
+        self._wake.set()
+
     async def _look_for_cancel(self) -> None:
         assert self._braid is not None
         self._poked = False
@@ -291,8 +296,7 @@ class Owner:
             self._log.warning("owner.control_malformed")
             return
         if isinstance(control, CancelRequested):
-            self._poked = True
-            self._wake.set()
+            self.look_for_cancel()
         elif isinstance(control, AskStanding):
             self._on_question(control, message.reply)
 

@@ -32,6 +32,7 @@ class Merger(Service):
         self._link: Link | None = None
         self._around: Surroundings | None = None
         self._queue: WorkQueue | None = None
+        self._owners: set[Owner] = set()
 
     async def start(self) -> None:
         """Raises BusError when NATS can't be reached."""
@@ -39,6 +40,7 @@ class Merger(Service):
         link = self._link = await Link.open(settings, self.name, self.instance, self.stats)
         marks = CancelMarks(link.bus, link.subjects)
         self._around = Surroundings(link, marks, Acks(link.bus), self._counters)
+        link.bus.on_reconnect(self._on_reconnect)
         self._queue = WorkQueue(
             link.bus,
             stream=link.subjects.merges_stream,
@@ -74,7 +76,16 @@ class Merger(Service):
             return
         total_s = command.total_s or self._settings.total_timeout_s
         owner = Owner(self._around, item, command, total_s=total_s)
-        await owner.run()
+        self._owners.add(owner)
+        try:
+            await owner.run()
+        finally:
+            self._owners.discard(owner)
+
+    def _on_reconnect(self) -> None:
+        """A cancel's poke is sent once and not kept: without this its stream would run on."""
+        for owner in self._owners:
+            owner.look_for_cancel()
 
 
 def build(settings: Settings) -> Service:

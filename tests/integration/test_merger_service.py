@@ -1,9 +1,12 @@
 """The merger on real JetStream: it commits before it acknowledges, and a zombie writes nothing."""
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from deploy.mesh.nats_server import NatsServer
+from deploy.mesh.ports import free_ports
 from services.merger.service import Merger, build
 from shared.bus import CancelMarks, Fenced, Link, WorkItem, WorkQueue
 from shared.events import (
@@ -29,7 +32,7 @@ from shared.messages import (
     standing_decoder,
     transcript_decoder,
 )
-from shared.settings import Settings
+from shared.settings import MIB, Settings
 from tests.support.meshkit import (
     FakeWorker,
     accepted,
@@ -41,6 +44,7 @@ from tests.support.meshkit import (
     running,
     until,
 )
+from tests.support.stoppable import stoppable
 
 STOP = BranchEnd(finish_reason="stop", model="m")
 
@@ -189,6 +193,26 @@ async def test_cancelling_keeps_what_was_said_and_tells_the_worker_to_stop(
         await until(lambda: worker.acks[-1].state == "closed")
         (answer,) = await transcripts_of(link, 1)
         assert (answer.content, getattr(answer, "status", "")) == ("half an ans", "cancelled")
+
+
+async def test_a_cancel_whose_poke_was_lost_with_the_connection_ends_the_stream(
+    bus_settings: Settings, tmp_path: Path
+) -> None:
+    port, monitor_port = free_ports(2)
+    server = NatsServer(tmp_path / "nats", port, monitor_port, "test-only", 256 * MIB)
+    with stoppable(server, tmp_path / "nats.log") as nats:
+        own = bus_settings.model_copy(update={"nats_url": nats.url})
+        async with link_of(own) as link, running(build(own)):
+            item = await accepted(link, ["m"])
+            worker = FakeWorker(link, item.sid)
+            await worker.start()
+            await order_merge(link, item)
+            await worker.deliver(say(0, "half an ans"))
+            await CancelMarks(link.bus, link.subjects).set(item.sid, "user")
+            await asyncio.to_thread(nats.stop)
+            await asyncio.to_thread(nats.start)
+            records = await finished_log(link, item.sid)
+            assert records[-1].events[-1] == Cancelled(reason="user")
 
 
 async def test_a_stream_that_nobody_works_on_ends_with_an_error_when_its_time_is_up(
