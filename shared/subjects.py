@@ -63,6 +63,15 @@ class Subjects:
     def cancel_bucket(self) -> str:
         return f"{self.prefix}_cancel"
 
+    @property
+    def cancel_stream(self) -> str:
+        """The JetStream stream behind the bucket."""
+        return f"KV_{self.cancel_bucket}"
+
+    def cancel_mark(self, sid: str) -> str:
+        """The subject of a stream's mark in the bucket."""
+        return f"$KV.{self.cancel_bucket}.{_sid(sid)}"
+
     # Work queues ------------------------------------------------------------------------
 
     def request(self, kind: str) -> str:

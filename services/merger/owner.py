@@ -256,7 +256,9 @@ class Owner:
         self._log.info("stream.ended", terminal=terminal, position=view.position)
 
     async def _read_records(self) -> list[Record]:
-        return [decode_record(entry.payload) for entry in await self._link.log.read(self._sid)]
+        """All there are; a replica that lags behind what this owner knows is waited for."""
+        entries = await self._link.log.read(self._sid, through_seq=self._seq)
+        return [decode_record(entry.payload) for entry in entries]
 
     # Hearing -------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from shared.bus.marks import CancelMarks
 from shared.bus.presence import Instance, Presence, discover
 from shared.bus.publisher import Publisher, PublishRefused, WrongSequence
 from shared.bus.queue import WorkItem, WorkQueue
-from shared.bus.streams import declare_streams, missing_streams
+from shared.bus.streams import Replicas, declare_streams, missing_streams, replicas_of
 
 __all__ = [
     "Bus",
@@ -28,6 +28,7 @@ __all__ = [
     "Presence",
     "PublishRefused",
     "Publisher",
+    "Replicas",
     "StreamExists",
     "Subscription",
     "WorkItem",
@@ -36,4 +37,5 @@ __all__ = [
     "declare_streams",
     "discover",
     "missing_streams",
+    "replicas_of",
 ]

@@ -13,13 +13,15 @@ from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 
+from shared.settings import mask_url
+
 log = structlog.get_logger()
 
 MAX_OUTBOX_BYTES = 32 * 1024 * 1024
 """Beyond this, `send` drops and counts: every protocol of the mesh sends again."""
 
 RECONNECT_WAIT_S = 0.2
-RTT_EVERY_S = 5.0
+RTT_EVERY_S = 2.0
 RTT_TIMEOUT_S = 3
 
 
@@ -97,7 +99,8 @@ class Bus:
                 )
         except (TimeoutError, OSError, nats_errors.Error) as error:
             await nc.close()
-            raise BusError(f"can't reach NATS at {url}: {error or 'no answer'}") from error
+            shown = mask_url(url)
+            raise BusError(f"can't reach NATS at {shown}: {error or 'no answer'}") from error
         loop = asyncio.get_running_loop()
         bus._tasks = [
             loop.create_task(bus._write(), name=f"{name}.write"),
@@ -119,9 +122,9 @@ class Bus:
         """The nats-py client, for the other modules of this package alone."""
         return self._nc
 
-    def jetstream(self) -> JetStreamContext:
+    def jetstream(self, *, timeout_s: float = 5) -> JetStreamContext:
         """The nats-py JetStream API, for the other modules of this package alone."""
-        return self._nc.jetstream(timeout=5)
+        return self._nc.jetstream(timeout=timeout_s)
 
     def inbox(self) -> str:
         return self._nc.new_inbox()
@@ -223,7 +226,14 @@ class Bus:
             except (nats_errors.Error, TimeoutError, OSError) as error:
                 if self._nc.is_connected:
                     log.warning("bus.stale", bus=self.name, error=type(error).__name__)
+                    self._abort()
                     await self._nc.force_reconnect()
+
+    def _abort(self) -> None:
+        """Drop what a server that hangs doesn't read: nats-py would wait until it has."""
+        writer = getattr(self._nc._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
 
     async def _error(self, error: Exception) -> None:
         if isinstance(error, nats_errors.SlowConsumerError):

@@ -31,7 +31,10 @@ RETRYABLE_CODES = frozenset(
     {
         10008,  # JetStream system temporarily unavailable
         10076,  # JetStream not enabled: the server is still starting
+        10158,  # the same message id is in flight: a try whose ack was lost (replicated streams)
+        10163,  # the subject's last sequence is not known yet: the leader is new
         10164,  # another publish on the subject is in flight (replicated streams)
+        10167,  # too many requests: the stream has more than enough in flight
         10169,  # raft: overloaded
     }
 )

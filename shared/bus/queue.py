@@ -8,11 +8,18 @@ import msgspec
 import structlog
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from shared.bus.connection import NATS_ERRORS, Bus, BusError, Message, Subscription, status_of
+from shared.bus.connection import Bus, Message, Subscription, status_of
+from shared.bus.declare import TRY_S, declare
 
 log = structlog.get_logger()
 
 PULL_EXPIRES_S = 30.0
+HEARTBEAT_S = 1.0
+"""How often JetStream says that it still holds our request, while there is nothing to hand out."""
+LOST_AFTER_S = 2.5
+"""Silence after which the request is taken for lost: its leader died, or hangs."""
+LOOK_EVERY_S = 0.25
+"""How soon a request that was refused, because there is no leader just now, is made again."""
 RETRY_AFTER_S = 1.0
 """Pause before an item whose handler failed is delivered again."""
 MAX_ACK_PENDING = 65_536
@@ -22,7 +29,7 @@ MAX_ACK_PENDING = 65_536
 class WorkItem:
     """One delivery of a work item."""
 
-    __slots__ = ("_bus", "_queue", "_reply", "data", "delivery", "settled", "subject")
+    __slots__ = ("_bus", "_queue", "_reply", "data", "delivery", "seq", "settled", "subject")
 
     def __init__(self, bus: Bus, message: Message, queue: "WorkQueue") -> None:
         self._bus = bus
@@ -30,8 +37,8 @@ class WorkItem:
         self._reply = message.reply
         self.subject = message.subject
         self.data = message.data
-        self.delivery = _delivery_of(message.reply)
-        """How often JetStream has handed this item out, from 1."""
+        self.delivery, self.seq = _delivery_of(message.reply)
+        """How often JetStream has handed this item out, from 1, and its sequence in the stream."""
         self.settled = False
 
     @property
@@ -59,6 +66,10 @@ class WorkItem:
         if not self.settled:
             self._bus.send(self._reply, b"+WPI")
 
+    def continues_as(self, again: "WorkItem") -> None:
+        """JetStream handed it out once more while it was being handled: report to that delivery."""
+        self._reply = again._reply
+
     def _settle(self, verb: bytes) -> None:
         if not self.settled:
             self.settled = True
@@ -72,7 +83,8 @@ class WorkQueue:
     """Feeds a handler from one durable pull consumer, at most `slots` items at a time.
 
     The handler settles its item. One that returns without settling, or raises, has it delivered
-    again after `RETRY_AFTER_S`. While it runs, JetStream is told so every third of `ack_wait_s`.
+    again after `RETRY_AFTER_S`. While it runs, JetStream is told so every third of `ack_wait_s`;
+    when it hands the item to this queue again all the same, the one handler goes on.
     """
 
     def __init__(
@@ -98,7 +110,9 @@ class WorkQueue:
         self._subscription: Subscription | None = None
         self._running: dict[asyncio.Task[None], WorkItem] = {}
         self._asked = 0
-        self._asked_at = 0.0
+        self._heard_at = 0.0
+        self._pulls = 0
+        self._pull_inbox = ""
         self._fetching = False
         self._loops: list[asyncio.Task[None]] = []
         self._pull_subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
@@ -111,6 +125,18 @@ class WorkQueue:
     async def start(self, handler: WorkHandler) -> None:
         """Declare the consumer and begin to fetch. Raises BusError when JetStream refuses."""
         self._handler = handler
+        await self._declare()
+        self._subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_message)
+        self._fetching = True
+        self._bus.on_reconnect(self._forget_pull)
+        loop = asyncio.get_running_loop()
+        self._loops = [
+            loop.create_task(self._keep_pulling(), name=f"{self._consumer}.pull"),
+            loop.create_task(self._report_progress(), name=f"{self._consumer}.progress"),
+        ]
+        self._pull()
+
+    async def _declare(self) -> None:
         config = ConsumerConfig(
             durable_name=self._consumer,
             filter_subject=self._subject,
@@ -120,19 +146,8 @@ class WorkQueue:
             max_ack_pending=MAX_ACK_PENDING,
             max_waiting=4096,
         )
-        try:
-            await self._bus.jetstream().add_consumer(self._stream, config)
-        except NATS_ERRORS as error:
-            raise BusError(f"can't declare consumer {self._consumer}: {error}") from error
-        self._subscription = await self._bus.subscribe(self._inbox, self._on_message)
-        self._fetching = True
-        self._bus.on_reconnect(self._forget_pull)
-        loop = asyncio.get_running_loop()
-        self._loops = [
-            loop.create_task(self._keep_pulling(), name=f"{self._consumer}.pull"),
-            loop.create_task(self._report_progress(), name=f"{self._consumer}.progress"),
-        ]
-        self._pull()
+        js = self._bus.jetstream(timeout_s=TRY_S)
+        await declare(f"consumer {self._consumer}", lambda: js.add_consumer(self._stream, config))
 
     async def drain(self, deadline_s: float) -> None:
         """Fetch nothing more, wait for running items; past the deadline, hand them back."""
@@ -151,15 +166,23 @@ class WorkQueue:
         await asyncio.gather(*self._loops, return_exceptions=True)
 
     def _pull(self) -> None:
-        """One pull request at a time: the next is sent when this one is used up or has expired."""
+        """One pull request at a time: the next is sent when this one is used up or is over."""
         free = self._slots - len(self._running)
         if not self._fetching or free <= 0 or self._asked > 0:
             return
         batch = min(free, 256)
         self._asked = batch
-        self._asked_at = asyncio.get_running_loop().time()
-        body: dict[str, Any] = {"batch": batch, "expires": int(PULL_EXPIRES_S * 1e9)}
-        self._bus.send(self._pull_subject, msgspec.json.encode(body), self._inbox)
+        self._heard_at = asyncio.get_running_loop().time()
+        # Each request has an inbox of its own: what is said of an earlier one, taken for lost, must
+        # not be taken for the end of this one.
+        self._pulls += 1
+        self._pull_inbox = f"{self._inbox}.{self._pulls}"
+        body: dict[str, Any] = {
+            "batch": batch,
+            "expires": int(PULL_EXPIRES_S * 1e9),
+            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
+        }
+        self._bus.send(self._pull_subject, msgspec.json.encode(body), self._pull_inbox)
 
     def _forget_pull(self) -> None:
         self._asked = 0
@@ -168,19 +191,41 @@ class WorkQueue:
     def _on_message(self, message: Message) -> None:
         status = status_of(message.headers)
         if status and not message.reply:
-            if status != "100":  # 100 is a heartbeat; the others end the pull request
-                self._asked = 0
-                if status in {"404", "408"}:
-                    self._pull()
-                # 409 and 503 (consumer deleted, leader change) are retried by _keep_pulling
+            self._on_status(status, message.subject)
             return
+        self._heard_at = asyncio.get_running_loop().time()
         self._asked = max(0, self._asked - 1)
         item = WorkItem(self._bus, message, self)
+        here = self._unsettled(item.seq) if item.delivery > 1 else None
+        if here is not None:
+            # Our reports were lost with the consumer's leader. A second handler would only fence
+            # the first, and what it has done so far would be done again.
+            here.continues_as(item)
+        else:
+            self._start_handler(item)
+        if self._asked == 0:
+            self._pull()
+
+    def _unsettled(self, seq: int) -> WorkItem | None:
+        running = self._running.values()
+        return next((item for item in running if item.seq == seq and not item.settled), None)
+
+    def _start_handler(self, item: WorkItem) -> None:
         task = asyncio.get_running_loop().create_task(self._handle(item))
         self._running[task] = item
         task.add_done_callback(self._done)
-        if self._asked == 0:
+
+    def _on_status(self, status: str, inbox: str) -> None:
+        if inbox != self._pull_inbox:
+            return
+        if status == "100":  # a heartbeat; the others end the pull request
+            self._heard_at = asyncio.get_running_loop().time()
+            return
+        self._asked = 0
+        if status in {"404", "408"}:
             self._pull()
+        # 409 and 503 (the leader has changed, or there is none) are left to _keep_pulling: a
+        # request at once would only be refused again.
 
     async def _handle(self, item: WorkItem) -> None:
         handler = self._handler
@@ -201,11 +246,11 @@ class WorkQueue:
         self._pull()
 
     async def _keep_pulling(self) -> None:
-        """A pull request whose end was never heard of (lost in a reconnect) is asked again."""
+        """A pull request that ended without a word, or whose leader fell silent, is made again."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(1.0)
-            if self._asked and loop.time() - self._asked_at > PULL_EXPIRES_S + 2:
+            await asyncio.sleep(LOOK_EVERY_S)
+            if self._asked and loop.time() - self._heard_at > LOST_AFTER_S:
                 self._asked = 0
             self._pull()
 
@@ -216,9 +261,11 @@ class WorkQueue:
                 item.in_progress()
 
 
-def _delivery_of(reply: str) -> int:
-    """`$JS.ACK.<stream>.<consumer>.<delivered>.…`, or with domain and account before (ADR-15)."""
+def _delivery_of(reply: str) -> tuple[int, int]:
+    """`$JS.ACK.<stream>.<consumer>.<delivered>.<stream sequence>.…`, or with domain and account
+    before the stream (ADR-15)."""
     parts = reply.split(".")
     if parts[:2] != ["$JS", "ACK"] or len(parts) < 9:
         raise ValueError("not a JetStream delivery")
-    return int(parts[4] if len(parts) == 9 else parts[6])
+    first = 4 if len(parts) == 9 else 6
+    return int(parts[first]), int(parts[first + 1])

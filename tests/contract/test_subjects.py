@@ -16,6 +16,8 @@ def test_every_subject_and_stream_name_is_what_operators_were_told() -> None:
     assert s.transcripts_stream == "BRAID_TRANSCRIPTS"
     assert s.events_stream(0) == "BRAID_EVENTS_0"
     assert s.cancel_bucket == "braid_cancel"
+    assert s.cancel_stream == "KV_braid_cancel"
+    assert s.cancel_mark(SID) == f"$KV.braid_cancel.{SID}"
     assert s.request("chat") == "braid.request.chat"
     assert s.task("default", "high") == "braid.task.default.high"
     assert s.merge(SID) == "braid.merge.0"

@@ -18,6 +18,7 @@ from shared.bus import (
     discover,
     missing_streams,
 )
+from shared.bus.queue import LOST_AFTER_S
 from shared.ids import new_sid
 from shared.settings import Settings
 from tests.support.meshkit import link_of, until
@@ -36,9 +37,11 @@ async def test_the_streams_of_the_design_exist_and_declaring_them_again_changes_
         assert info.config.republish is not None
 
 
-async def test_a_server_that_is_not_there_is_an_error_that_names_it() -> None:
-    with pytest.raises(BusError, match=r"can't reach NATS at nats://127\.0\.0\.1:1"):
-        await Bus.connect("nats://127.0.0.1:1", "nobody", timeout_s=0.5)
+async def test_a_server_that_is_not_there_is_an_error_that_names_it_and_keeps_its_password() -> (
+    None
+):
+    with pytest.raises(BusError, match=r"can't reach NATS at nats://me:\*\*\*@127\.0\.0\.1:1"):
+        await Bus.connect("nats://me:hunter2@127.0.0.1:1", "nobody", timeout_s=0.5)
 
 
 async def test_a_message_id_makes_a_repeated_publish_harmless(bus_settings: Settings) -> None:
@@ -74,12 +77,10 @@ async def test_the_log_replays_in_batches_and_tails_what_is_committed(
         await link.log.accept(other, b"not mine")
         for number in range(1, 30):
             seq = await link.log.commit(sid, b"%d" % number, expected_seq=seq)
-        entries = await link.log.read(sid)
+        entries = await link.log.read(sid, through_seq=seq)
         assert [entry.payload for entry in entries] == [b"%d" % n for n in range(30)]
-        assert [e.payload for e in await link.log.read(sid, after_seq=entries[27].seq)] == [
-            b"28",
-            b"29",
-        ]
+        rest = await link.log.read(sid, after_seq=entries[27].seq, through_seq=seq)
+        assert [entry.payload for entry in rest] == [b"28", b"29"]
         await until(lambda: len(live) == 30)
         assert live == [entry.payload for entry in entries]
         last, first = await link.log.last(sid), await link.log.first(sid)
@@ -184,6 +185,60 @@ async def test_long_work_is_not_given_to_anybody_else_while_it_is_in_progress(
         await until(lambda: bool(deliveries) and queue.running == 0)
         await queue.drain(1)
         assert deliveries == [1]
+
+
+async def test_an_item_that_comes_again_while_it_is_handled_is_not_handled_twice(
+    bus_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reports of progress are lost while a cluster elects a leader, and leases run out."""
+    monkeypatch.setattr(WorkItem, "in_progress", lambda _item: None)
+    again = asyncio.Event()
+    continues_as = WorkItem.continues_as
+
+    def on_again(here: WorkItem, there: WorkItem) -> None:
+        continues_as(here, there)
+        again.set()
+
+    monkeypatch.setattr(WorkItem, "continues_as", on_again)
+    async with link_of(bus_settings) as link:
+        queue = queue_of(link, ack_wait_s=0.3)
+        starts: list[int] = []
+
+        async def work(item: WorkItem) -> None:
+            starts.append(item.delivery)
+            await again.wait()
+            item.ack()
+
+        await queue.start(work)
+        await link.publisher.publish(link.subjects.task("default", "normal"), b"x")
+        await until(lambda: bool(starts) and queue.running == 0)
+        await queue.drain(1)
+        info = await link.bus.jetstream().stream_info(link.subjects.tasks_stream)
+        assert (starts, info.state.messages) == ([1], 0)
+
+
+async def test_a_pull_request_nobody_remembers_is_made_again_before_it_would_expire(
+    bus_settings: Settings,
+) -> None:
+    """As when the leader that held it is killed: it can't say so."""
+    async with link_of(bus_settings) as link:
+        heard: list[bytes] = []
+        await link.bus.subscribe("nowhere.in.particular", lambda message: heard.append(b""))
+        queue = queue_of(link)
+        right, queue._pull_subject = queue._pull_subject, "nowhere.in.particular"
+        taken = asyncio.Event()
+
+        async def take(item: WorkItem) -> None:
+            item.ack()
+            taken.set()
+
+        await queue.start(take)
+        await until(lambda: bool(heard))
+        queue._pull_subject = right
+        await link.publisher.publish(link.subjects.task("default", "normal"), b"x")
+        async with asyncio.timeout(LOST_AFTER_S + 2):
+            await taken.wait()
+        await queue.drain(1)
 
 
 async def test_work_left_at_the_drain_deadline_goes_back_at_once(bus_settings: Settings) -> None:

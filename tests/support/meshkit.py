@@ -78,7 +78,10 @@ async def order_merge(link: Link, item: MergeStream) -> None:
 
 
 async def records_of(link: Link, sid: str) -> list[Record]:
-    return [decode_record(entry.payload) for entry in await link.log.read(sid)]
+    """Everything that is committed, also when a replica that lags behind is asked."""
+    last = await link.log.last(sid)
+    entries = await link.log.read(sid, through_seq=last.seq if last else 0)
+    return [decode_record(entry.payload) for entry in entries]
 
 
 async def records_until(
