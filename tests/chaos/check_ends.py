@@ -1,11 +1,14 @@
 """I3: whatever was accepted ends, once, in time, and as well as the faults allow. Pure."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 from tests.chaos.journals import (
     TERMINALS,
     Asked,
+    Call,
     Hit,
     Journals,
     Logged,
@@ -24,16 +27,19 @@ def check_ends(journals: Journals) -> Iterator[Violation]:
     readings: dict[str, list[Reading]] = defaultdict(list)
     for reading in journals.readings:
         readings[reading.sid].append(reading)
-    called = {call.sid for call in journals.calls}
+    calls: dict[str, list[Call]] = defaultdict(list)
+    for call in journals.calls:
+        calls[call.sid].append(call)
     for asked in journals.asked:
         records = journals.log.get(asked.sid, [])
         if asked.accepted_at is None:
             yield Violation("I3", asked.sid, "was never accepted")
-            if not records and asked.sid in called:
+            if not records and calls[asked.sid]:
                 yield Violation("I3", asked.sid, "was rejected, and the upstream called")
         if records or asked.accepted_at is not None:
             yield from _check_log(asked.sid, records)
-            yield from _check_kind(asked, records, readings[asked.sid], journals.hits)
+            ours = readings[asked.sid], calls[asked.sid]
+            yield from _check_kind(asked, records, *ours, journals.hits)
         for reading in readings[asked.sid]:
             yield from _check_reading(asked, reading)
 
@@ -75,25 +81,43 @@ def _check_reading(asked: Asked, reading: Reading) -> Iterator[Violation]:
 
 
 def _check_kind(
-    asked: Asked, records: list[Logged], readings: list[Reading], hits: list[Hit]
+    asked: Asked, records: list[Logged], readings: list[Reading], calls: list[Call], hits: list[Hit]
 ) -> Iterator[Violation]:
     """`done`, unless it was cancelled, or its policy is to fail with its worker."""
     kind = terminal_of(records)
-    ended_at = max((r.events[-1].at for r in readings if r.events), default=asked.asked_at)
+    failed = [event for record in records for event in record.events if _is_failure(event)]
+    for event in failed:
+        if not _is_excused(asked, [c for c in calls if c.branch == event["branch"]], hits):
+            code = event.get("code", "incomplete")
+            yield Violation(
+                "I3",
+                asked.sid,
+                f"branch {event['branch']} ended with {code}, policy {asked.mid_stream}",
+            )
+    if kind in ("error", "incomplete") and not failed:
+        code = records[-1].events[-1].get("code", "")
+        yield Violation("I3", asked.sid, f"ended with {kind} {code}, and no branch had failed")
     if kind == "cancelled" and asked.cancel_tried_at is None:
         yield Violation("I3", asked.sid, "was cancelled, and nobody had asked for it")
-    elif kind == "done" and asked.cancelled_at is not None:
+    if kind == "done" and asked.cancelled_at is not None:
         first = next((r for r in readings if r.reader == "first" and r.events), None)
         late_s = first.events[-1].at - asked.cancelled_at if first else 0.0
         if late_s > CANCEL_GRACE_S:
             yield Violation("I3", asked.sid, f"went on to `done` {late_s:.1f} s after its cancel")
-    elif kind in ("error", "incomplete"):
-        lost = asked.mid_stream == "fail" and any(
-            hit.service == "worker" for hit in hits_within(hits, asked.asked_at, ended_at)
-        )
-        if not lost:
-            code = records[-1].events[-1].get("code", "")
-            yield Violation("I3", asked.sid, f"ended with {kind} {code}, policy {asked.mid_stream}")
+
+
+def _is_failure(event: dict[str, Any]) -> bool:
+    """The upstream cuts nothing off here, so an incomplete branch is one too."""
+    return event["type"] == "branch.error" or event.get("finish_reason") == "incomplete"
+
+
+def _is_excused(asked: Asked, calls: list[Call], hits: list[Hit]) -> bool:
+    """A worker was hit during a call for this branch, or just after it."""
+    return asked.mid_stream == "fail" and any(
+        hit.service == "worker"
+        for call in calls
+        for hit in hits_within(hits, call.started_at, (call.ended_at or math.inf) + 1.0)
+    )
 
 
 def hits_within(hits: list[Hit], begin: float, end: float) -> list[Hit]:

@@ -39,6 +39,8 @@ MUTATIONS: dict[str, tuple[Mutation, ...]] = {
         kept.the_log_has_no_terminal,
         kept.a_stream_fails_for_nothing,
         kept.a_stream_fails_though_its_worker_lived,
+        kept.a_branch_of_many_fails_for_nothing,
+        kept.a_branch_is_cut_short,
         kept.a_stream_is_cancelled_unasked,
         kept.a_stream_ignores_its_cancel,
         kept.a_stream_is_never_accepted,

@@ -42,6 +42,19 @@ def a_stream_fails_though_its_worker_lived(journals: Journals) -> None:
     journals.hits = [hit for hit in journals.hits if hit.service != "worker"]
 
 
+def a_branch_of_many_fails_for_nothing(journals: Journals) -> None:
+    """The stream is `done` all the same, because another branch is."""
+    done = next(log for log in journals.log.values() if terminal_of(log) == "done")
+    ends = [e for record in done for e in record.events if e["type"] == "branch.done"]
+    ends[0].update(type="branch.error", code="upstream_error")
+
+
+def a_branch_is_cut_short(journals: Journals) -> None:
+    done = next(log for log in journals.log.values() if terminal_of(log) == "done")
+    ends = [e for record in done for e in record.events if e["type"] == "branch.done"]
+    ends[0]["finish_reason"] = "incomplete"
+
+
 def a_stream_is_cancelled_unasked(journals: Journals) -> None:
     for each in journals.asked:
         each.cancelled_at = each.cancel_tried_at = None

@@ -13,6 +13,13 @@ from tests.chaos.journals import Journals, Violation, terminal_of
 from tests.chaos.recovery import MEANING, quantile, recoveries
 
 SHOWN_VIOLATIONS = 50
+LIMITS = (
+    (("merger kill",), "take-over from a killed owner, p99", 0.99, 8.0),
+    (("merger stop",), "take-over from a stopped owner, p99", 0.99, 8.0),
+    (("edge kill",), "resume after a killed edge, p99", 0.99, 2.0),
+    (("nats kill", "nats stop"), "loss of a NATS node, worst", 1.0, 15.0),
+)
+"""Faults, in words, quantile, seconds: the lease is 5 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +35,8 @@ def render(journals: Journals, violations: Sequence[Violation], told: Told) -> s
     verdict = f"**{len(violations)} violations**" if violations else "no violation"
     parts = [
         f"# Chaos campaign, seed {journals.seed}: {verdict}\n",
-        _figures(journals, told),
+        _figures(journals, violations),
+        "## Run\n\n" + _run(journals, told),
         "## Faults\n\n" + _faults(journals),
         "## Invariants\n\n" + _invariants(violations),
         "## Ends\n\n" + _ends(journals),
@@ -47,7 +55,26 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "".join("| " + " | ".join(map(str, line)) + " |\n" for line in lines)
 
 
-def _figures(journals: Journals, told: Told) -> str:
+def _figures(journals: Journals, violations: Sequence[Violation]) -> str:
+    """What was promised, and what was measured."""
+    found = recoveries(journals)
+    zombies = [hit for hit in journals.hits if hit.kind == "stop" and hit.at]
+    stale = sum(violation.invariant == "stale" for violation in violations)
+    ended = sum(terminal_of(journals.log.get(a.sid, [])) is not None for a in journals.asked)
+    rows: list[tuple[object, ...]] = [
+        ("violations", 0, len(violations)),
+        ("streams with a terminal", len(journals.asked), ended),
+        (f"stale writes accepted of {len(zombies)} zombies", 0, stale),
+    ]
+    for names, what, share, limit_s in LIMITS:
+        values = [value for name in names for value in found.get(name, [])]
+        measured = f"{quantile(values, share):.2f} s" if values else "not felt"
+        missed = " **missed**" if values and quantile(values, share) > limit_s else ""
+        rows.append((what, f"≤ {limit_s:g} s", measured + missed))
+    return table(("figure", "promised", "measured"), rows)
+
+
+def _run(journals: Journals, told: Told) -> str:
     connections = sum(len(reading.connections) for reading in journals.readings)
     resumed = sum(
         connection.status == 200
