@@ -3,7 +3,9 @@
 from tests.support.servers import (
     _no_settings_from_the_environment,
     bus_settings,
+    cluster_settings,
     empty_redis_url,
+    nats_cluster,
     nats_server,
     nats_url,
     postgres_server,
@@ -17,7 +19,9 @@ from tests.support.servers import (
 __all__ = [
     "_no_settings_from_the_environment",
     "bus_settings",
+    "cluster_settings",
     "empty_redis_url",
+    "nats_cluster",
     "nats_server",
     "nats_url",
     "postgres_server",

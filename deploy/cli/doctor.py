@@ -9,8 +9,9 @@ from dataclasses import asdict
 import click
 
 from deploy.cli.options import settings_options
-from deploy.mesh.checks import Finding, Patient, examine
+from deploy.mesh.checks import Patient, examine
 from deploy.mesh.datadir import read_mesh
+from deploy.mesh.finding import Finding
 from deploy.mesh.up import base_url
 from shared.settings import load
 from shared.telemetry import configure
@@ -28,12 +29,20 @@ def command(as_json: bool, **options: str | None) -> int:
     loaded = load({**options, "log_level": "error"})
     configure(loaded.settings, "doctor", "doctor")
     mesh = read_mesh(loaded.settings.data_dir)
-    keys = ("nats_url", "redis_url", "postgres_url", "prefix")
+    keys = (
+        *("nats_url", "redis_url", "postgres_url", "prefix"),
+        *("event_shards", "replicas", "nats_nodes"),
+    )
     update = {key: mesh[key] for key in keys if key in mesh and not loaded.is_given(key)}
     settings = loaded.settings.model_copy(update=update)
     is_elsewhere = loaded.is_given("port") or loaded.is_given("host") or "url" not in mesh
     edge_url = base_url(settings) if is_elsewhere else mesh["url"]
-    patient = Patient(settings, edge_url, mesh.get("simulator_url"))
+    # Of a NATS that is elsewhere only its clients' side can be seen.
+    is_ours = settings.nats_url == mesh.get("nats_url")
+    monitors = {
+        node["name"]: node["monitor_url"] for node in mesh.get("nats_servers", ()) if is_ours
+    }
+    patient = Patient(settings, edge_url, mesh.get("simulator_url"), monitors)
     findings = asyncio.run(examine(patient))
     click.echo(
         json.dumps([asdict(each) for each in findings], indent=2) if as_json else _table(findings)

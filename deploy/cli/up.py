@@ -20,6 +20,7 @@ from shared.telemetry import configure
     "edges",
     "contexts",
     "persistences",
+    "nats_nodes",
     "default_model",
     "providers_file",
     "log_level",

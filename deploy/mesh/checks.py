@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import aiohttp
@@ -14,10 +14,12 @@ import psycopg
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from deploy.mesh.cluster_checks import nodes_of, streams_of
 from deploy.mesh.embedded import store_limit
+from deploy.mesh.finding import Finding
 from deploy.mesh.plan import COUNT_KEYS
 from services.persistence import migrate
-from shared.bus import Bus, BusError, discover, missing_streams
+from shared.bus import Bus, BusError, discover, replicas_of
 from shared.providers import Provider, Providers
 from shared.settings import Settings, SettingsError, mask_url
 from shared.subjects import Subjects
@@ -27,27 +29,21 @@ START: Final = "start the mesh (`braid up`), or give its URL ({variable})"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    what: str
-    is_ok: bool
-    detail: str
-    advice: str = ""
-    """What to do; empty when all is well."""
-
-
-@dataclass(frozen=True, slots=True)
 class Patient:
     """The mesh to look at."""
 
     settings: Settings
     edge_url: str
     simulator_url: str | None
+    monitors: Mapping[str, str] = field(default_factory=dict)
+    """Name to monitoring URL of each NATS node that `braid up` runs."""
 
 
 async def examine(patient: Patient) -> list[Finding]:
     """All checks, at the same time, in the order of a reader's interest."""
     checks: list[Awaitable[list[Finding]]] = [
         _nats_and_services(patient.settings),
+        _nats_nodes(patient),
         _redis(patient.settings),
         _postgres(patient.settings),
         _edge(patient),
@@ -68,11 +64,12 @@ async def _nats_and_services(settings: Settings) -> list[Finding]:
     try:
         subjects = Subjects(settings.prefix, settings.event_shards)
         try:
-            missing = await missing_streams(bus, subjects)
+            states, missing = await replicas_of(bus, subjects)
         except BusError as error:
             advice = "start nats-server with JetStream (-js), and look whether its disk is full"
             return [*findings, Finding("jetstream", False, str(error), advice)]
         findings.append(_streams(missing))
+        findings += streams_of(states, settings.replicas)
         found = Counter(
             instance.name.removeprefix(f"{settings.prefix}-")
             for instance in await discover(bus, settings.prefix)
@@ -81,6 +78,12 @@ async def _nats_and_services(settings: Settings) -> list[Finding]:
     finally:
         await bus.close()
     return findings
+
+
+async def _nats_nodes(patient: Patient) -> list[Finding]:
+    if len(patient.monitors) < 2:
+        return []
+    return await asyncio.to_thread(nodes_of, patient.monitors)
 
 
 def _streams(missing: list[str]) -> Finding:
@@ -188,7 +191,8 @@ def _disk(settings: Settings) -> list[Finding]:
     folder = settings.data_dir
     if not folder.exists():
         return []
-    free, wanted = shutil.disk_usage(folder).free, store_limit(settings)
+    free = shutil.disk_usage(folder).free
+    wanted = store_limit(settings) * settings.nats_nodes
     detail = f"{free >> 20} MiB free, JetStream may take {wanted >> 20} MiB"
     if free > wanted:
         return [Finding("disk", True, detail)]

@@ -4,7 +4,7 @@ lock         held while a mesh runs; names its process
 state.json   ports and passwords of the embedded servers, kept from start to start
 mesh.json    while a mesh runs: its URLs and processes, for `braid doctor`, psql and tests
 logs/        the output of every child
-nats/ redis/ postgres/   the servers' own
+nats/ redis/ postgres/   the servers' own; nats-1/ to nats-3/ when NATS is a cluster
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
@@ -71,6 +72,7 @@ class _Mesh:
         self._terminal = Terminal()
         self._supervisor = Supervisor(data.logs_dir, self._terminal, on_change=self._publish)
         self._facts: dict[str, Any] = {}
+        self._nats_nodes: Mapping[str, Mapping[str, str]] = {}
         self._stop = asyncio.Event()
 
     async def run(self) -> int:
@@ -131,7 +133,8 @@ class _Mesh:
         if self._settings.providers_file is not None:
             update["providers_file"] = self._settings.providers_file.absolute()
         self._settings = self._settings.model_copy(update=update)
-        self._facts = _facts(self._settings) | dict(chosen.facts)
+        self._facts = _facts(self._settings)
+        self._nats_nodes = chosen.nats_nodes
         for server in chosen.servers:
             server.command()  # what cannot be run is said before anything is started
         if simulator_port is not None:
@@ -208,7 +211,13 @@ class _Mesh:
     def _publish(self) -> None:
         running = [child for child in self._supervisor.children if child.pid is not None]
         processes = {child.spec.name: _identify(child) for child in running}
-        self._data.publish({"pid": os.getpid(), **self._facts, "processes": processes})
+        nodes = [
+            {"name": name, **urls, "pid": processes.get(name, {}).get("pid")}
+            for name, urls in self._nats_nodes.items()
+        ]
+        self._data.publish(
+            {"pid": os.getpid(), **self._facts, "nats_servers": nodes, "processes": processes}
+        )
 
 
 def _identify(child: Child) -> dict[str, Any]:
@@ -260,6 +269,9 @@ def _facts(settings: Settings) -> dict[str, Any]:
     return {
         "url": base_url(settings),
         "prefix": settings.prefix,
+        "event_shards": settings.event_shards,
+        "replicas": settings.replicas,
+        "nats_nodes": settings.nats_nodes,
         "nats_url": settings.nats_url,
         "redis_url": settings.redis_url,
         "postgres_url": settings.postgres_url,

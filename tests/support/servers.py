@@ -23,6 +23,7 @@ from deploy.mesh.postgres_server import PostgresServer
 from deploy.mesh.redis_server import RedisServer
 from deploy.mesh.server import Running
 from shared.settings import ENV_PREFIX, MIB, Settings
+from tests.support.cluster import NatsCluster, nats_cluster_in
 
 PASSWORD = "test-only"
 _numbers = count(1)
@@ -51,6 +52,13 @@ def nats_server(servers_dir: Path) -> Iterator[NatsServer]:
     server = NatsServer(servers_dir / "nats", port, monitor_port, PASSWORD, 1024 * 1024 * MIB)
     with Running(server, servers_dir / "nats.log"):
         yield server
+
+
+@pytest.fixture(scope="session")
+def nats_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
+    """Three nodes for the session. A test that stops one starts it again."""
+    with nats_cluster_in(tmp_path_factory.mktemp("cluster"), PASSWORD) as cluster:
+        yield cluster
 
 
 @pytest.fixture(scope="session")
@@ -111,6 +119,23 @@ def bus_settings(nats_server: NatsServer) -> Iterator[Settings]:
         transcripts_max_bytes=16 * MIB,
     )
     delete_streams(nats_server.url, prefix)
+
+
+@pytest.fixture
+def cluster_settings(nats_cluster: NatsCluster) -> Iterator[Settings]:
+    """Settings with a real cluster that keeps everything three times."""
+    prefix = f"t{next(_numbers)}"
+    yield Settings(
+        prefix=prefix,
+        nats_url=nats_cluster.url,
+        nats_nodes=3,
+        event_shards=2,
+        port=0,
+        events_max_bytes=64 * MIB,
+        work_max_bytes=8 * MIB,
+        transcripts_max_bytes=16 * MIB,
+    )
+    delete_streams(nats_cluster.servers["nats-1"].url, prefix)
 
 
 @pytest.fixture

@@ -88,7 +88,7 @@ def test_every_problem_is_named_in_one_go() -> None:
         ("retention_s", "nan"),
         ("idle_timeout_s", "inf"),
         ("replicas", "2"),
-        ("nats_nodes", "3"),
+        ("nats_nodes", "2"),
         ("prefix", "two.tokens"),
         ("prefix", "UPPER"),
         ("nats_url", "http://127.0.0.1:4222"),
@@ -109,6 +109,16 @@ def test_a_bad_value_is_refused_by_the_name_of_its_variable(key: str, value: str
 def test_a_bad_option_is_named_as_the_option_that_was_typed() -> None:
     with pytest.raises(SettingsError, match=r"^--workers: 0 is refused"):
         load({"workers": 0}, {})
+
+
+def test_a_cluster_keeps_everything_three_times_and_spreads_the_log_unless_told_otherwise() -> None:
+    alone, cluster = load({}, {}), load({"nats_nodes": "3"}, {})
+    shape = [(each.settings.replicas, each.settings.event_shards) for each in (alone, cluster)]
+    assert shape == [(1, 1), (3, 6)]
+    assert not cluster.is_given("replicas")
+    told = load({}, {"BRAID_NATS_NODES": "3", "BRAID_REPLICAS": "1", "BRAID_EVENT_SHARDS": "12"})
+    assert (told.settings.replicas, told.settings.event_shards) == (1, 12)
+    assert load_settings(environ=cluster.settings.to_environ()) == cluster.settings
 
 
 def test_a_refused_value_is_not_shown_when_it_may_hold_a_secret() -> None:

@@ -10,6 +10,7 @@ import pytest
 from deploy.mesh import embedded, plan
 from deploy.mesh.datadir import DataDir, read_mesh
 from deploy.mesh.errors import MeshError
+from deploy.mesh.nats_server import NatsServer
 from deploy.mesh.ports import free_ports, is_free
 from deploy.mesh.privileges import open_to_others, way_is_open
 from shared.settings import Settings, load, load_settings
@@ -77,6 +78,50 @@ def test_only_servers_whose_url_is_not_given_are_started(tmp_path: Path) -> None
     assert [server.name for server in chosen.servers] == ["redis", "postgres"]
     assert set(chosen.urls) == {"redis_url", "postgres_url"}
     assert chosen.urls["redis_url"] not in repr(chosen)
+
+
+def test_three_nodes_know_each_other_and_their_clients_know_all_three(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as data:
+        chosen = embedded.choose(load({"nats_nodes": "3"}, {}), data)
+        nodes = [server for server in chosen.servers if isinstance(server, NatsServer)]
+        again = embedded.choose(load({"nats_nodes": "3"}, {}), data)
+    assert [node.name for node in nodes] == ["nats-1", "nats-2", "nats-3"]
+    assert again.urls == chosen.urls, "ports are remembered"
+    assert chosen.urls["nats_url"] == ",".join(node.url for node in nodes)
+    assert {node["monitor_url"] for node in chosen.nats_nodes.values()} == {
+        node.monitor_url for node in nodes
+    }
+    routes = [node.routes for node in nodes if node.routes is not None]
+    assert len({node.folder for node in nodes}) == len({route.port for route in routes}) == 3
+    for route in routes:
+        assert {route.port, *route.others} == {each.port for each in routes}
+    nodes[0].prepare()
+    config = nodes[0].folder / "nats.conf"
+    assert config.stat().st_mode & 0o777 == 0o600
+    assert config.read_text().count(nodes[0].password) == 4, "clients, routes in, two routes out"
+
+
+@pytest.mark.parametrize(("before", "now"), [("1", "3"), ("3", "1")])
+def test_what_nats_kept_with_other_nodes_is_not_forgotten_silently(
+    tmp_path: Path, before: str, now: str
+) -> None:
+    with DataDir(tmp_path) as data:
+        for server in embedded.choose(load({"nats_nodes": before}, {}), data).servers:
+            if isinstance(server, NatsServer):
+                server.prepare()
+        with pytest.raises(MeshError, match=f"--nats-nodes {before}.*loses"):
+            embedded.choose(load({"nats_nodes": now}, {}), data)
+        elsewhere = load({"nats_nodes": now, "nats_url": "nats://elsewhere:4222"}, {})
+        assert "nats_url" not in embedded.choose(elsewhere, data).urls
+
+
+def test_more_replicas_than_nodes_are_refused_before_anything_is_started(tmp_path: Path) -> None:
+    with DataDir(tmp_path) as data:
+        with pytest.raises(MeshError, match="--nats-nodes 3"):
+            embedded.choose(load({"replicas": 3}, {}), data)
+        with pytest.raises(MeshError, match="5 replicas"):
+            embedded.choose(load({"replicas": 5, "nats_nodes": 3}, {}), data)
+        embedded.choose(load({"replicas": 5, "nats_url": "nats://elsewhere:4222"}, {}), data)
 
 
 def test_jetstream_may_take_at_least_what_the_streams_reserve() -> None:
