@@ -128,6 +128,33 @@ class BranchAnswered(_Transcript, frozen=True, tag="answer"):
 
 Transcript: TypeAlias = QuestionAsked | BranchAnswered
 
+# Reading them again: core NATS, a question and its answer ------------------------------------
+
+
+class ReadTranscript(Struct, frozen=True, array_like=True):
+    """`braid.archive.<sid>`: send what is stored of this user's stream, from byte `offset` on.
+
+    Answered by one TranscriptPart.
+    """
+
+    sid: str
+    user_id: str
+    offset: int = 0
+
+
+class TranscriptPart(Struct, frozen=True, array_like=True):
+    """Part of what is stored, or why there is none.
+
+    `found`: `data` is what fits of `size` bytes, a msgpack list of whole Transcripts in the order
+    of the turn. `foreign`: it is another user's. `waiting`: some of it is not stored yet. `away`:
+    Postgres doesn't answer.
+    """
+
+    state: Literal["found", "unknown", "foreign", "waiting", "away"]
+    data: bytes = b""
+    size: int = 0
+
+
 # Chunks, acks and control: core NATS ----------------------------------------------------------
 
 
@@ -241,6 +268,11 @@ start_stream_decoder = msgspec.json.Decoder(StartStream)
 generate_branch_decoder = msgspec.msgpack.Decoder(GenerateBranch)
 merge_stream_decoder = msgspec.msgpack.Decoder(MergeStream)
 transcript_decoder: msgspec.msgpack.Decoder[Transcript] = msgspec.msgpack.Decoder(Transcript)
+stored_turn_decoder: msgspec.msgpack.Decoder[list[Transcript]] = msgspec.msgpack.Decoder(
+    list[Transcript]
+)
+read_transcript_decoder = msgspec.msgpack.Decoder(ReadTranscript)
+transcript_part_decoder = msgspec.msgpack.Decoder(TranscriptPart)
 chunk_decoder = msgspec.msgpack.Decoder(Chunk)
 acks_decoder = msgspec.msgpack.Decoder(list[Ack])
 control_decoder: msgspec.msgpack.Decoder[Control] = msgspec.msgpack.Decoder(Control)

@@ -91,6 +91,10 @@ class Subjects:
         """Every transcript of one session that is still waiting to be stored."""
         return f"{self.prefix}.persist.{_token(session_id, 'session id')}.>"
 
+    def persist_stream(self, sid: str) -> str:
+        """Every transcript of one stream that is still waiting to be stored."""
+        return f"{self.prefix}.persist.*.{_sid(sid)}.>"
+
     # The log ----------------------------------------------------------------------------
 
     def shard(self, sid: str) -> int:
@@ -120,6 +124,10 @@ class Subjects:
     def readers(self, sid: str) -> str:
         """Edge to all edges: does anybody read this stream?"""
         return f"{self.prefix}.readers.{_sid(sid)}"
+
+    def archive(self, sid: str) -> str:
+        """Edge to any persistence: what is stored of this stream?"""
+        return f"{self.prefix}.archive.{_sid(sid)}"
 
     def telemetry(self, service: str) -> str:
         return f"{self.prefix}.telemetry.{_token(service, 'service')}"

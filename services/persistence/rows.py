@@ -9,10 +9,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import asdict, replace
 
+from shared.events import Usage
 from shared.messages import BranchAnswered, QuestionAsked, Transcript
 
 LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 INT_MAX = 2**31 - 1
+
+_tool_calls = msgspec.json.Decoder(list[dict[str, Any]])
+_usage = msgspec.json.Decoder(Usage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +104,32 @@ def row_of(transcript: Transcript) -> MessageRow:
         duration_ms=answer.duration_ms if answer else None,
         created_at=moment(transcript.created_at),
         position=answer.branch + 1 if answer else 0,
+    )
+
+
+def transcript_of(row: MessageRow) -> Transcript:
+    """What `row_of` made the row of, as far as Postgres keeps it. JSON is given as text."""
+    common: dict[str, Any] = {
+        "sid": row.sid,
+        "user_id": row.user_id,
+        "session_id": row.session_id,
+        "content": row.content,
+        "created_at": row.created_at.timestamp(),
+    }
+    if row.branch is None:
+        return QuestionAsked(**common)
+    return BranchAnswered(
+        **common,
+        branch=row.branch,
+        section=row.section,
+        model=row.model or "",
+        status=row.status or "",
+        reasoning=row.reasoning,
+        tool_calls=_tool_calls.decode(row.tool_calls) if row.tool_calls else [],
+        finish_reason=row.finish_reason,
+        usage=_usage.decode(row.usage) if row.usage else None,
+        ttft_ms=row.ttft_ms,
+        duration_ms=row.duration_ms or 0.0,
     )
 
 

@@ -1,10 +1,11 @@
-"""Transcripts to Postgres: every item is stored once, and acknowledged after its commit."""
+"""Transcripts to Postgres, stored once and acknowledged after their commit, and from it again."""
 
 from typing import Any
 
 import msgspec
 import structlog
 
+from services.persistence.archive import Archive
 from services.persistence.caches import HistoryInvalidator
 from services.persistence.rows import clean, message_id, problem_of
 from services.persistence.store import Outcome
@@ -39,6 +40,7 @@ class Persistence(Service):
         self._cache: Cache | None = None
         self._writer: Writer | None = None
         self._caches: HistoryInvalidator | None = None
+        self._archive: Archive | None = None
 
     async def start(self) -> None:
         settings = self._settings
@@ -57,12 +59,16 @@ class Persistence(Service):
         )
         self.tasks.spawn("writer", self._writer.run())
         self.tasks.spawn("caches", self._caches.run())
+        self._archive = Archive(link, settings.postgres_url, self.counters)
         await self._queue.start(self._handle)
+        await self._archive.start()
         await link.announce()
 
     async def drain(self) -> None:
         if self._link is not None:
             await self._link.withdraw()
+        if self._archive is not None:
+            await self._archive.close()
         if self._writer is not None:
             self._writer.hurry()
         if self._queue is not None:

@@ -21,12 +21,16 @@ from shared.messages import (
     Ack,
     BranchEnd,
     Chunk,
+    ReadTranscript,
+    TranscriptPart,
     acks_decoder,
     attempt_number,
     chunk_decoder,
     msgpack_encoder,
+    read_transcript_decoder,
     start_stream_decoder,
     transcript_decoder,
+    transcript_part_decoder,
 )
 
 FIRST_RECORD = bytes.fromhex(
@@ -94,6 +98,15 @@ def test_a_transcript_says_itself_which_kind_it_is() -> None:
         "created_at": 1.0,
     }
     assert type(transcript_decoder.decode(msgpack_encoder.encode(body))).__name__ == "QuestionAsked"
+
+
+def test_a_question_for_a_transcript_and_its_answer_read_as_they_were_written() -> None:
+    asked = bytes.fromhex("93a173a17505")
+    assert msgpack_encoder.encode(ReadTranscript("s", "u", 5)) == asked
+    assert read_transcript_decoder.decode(asked) == ReadTranscript("s", "u", 5)
+    told = bytes.fromhex("93a5666f756e64c4019003")
+    assert msgpack_encoder.encode(TranscriptPart("found", b"\x90", 3)) == told
+    assert transcript_part_decoder.decode(told) == TranscriptPart("found", b"\x90", 3)
 
 
 @given(st.integers(1, 500), st.integers(0, 999), st.integers(1, 500), st.integers(0, 999))

@@ -6,7 +6,15 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.persistence.rows import assemble, claims, clean, moment, problem_of, row_of
+from services.persistence.rows import (
+    assemble,
+    claims,
+    clean,
+    moment,
+    problem_of,
+    row_of,
+    transcript_of,
+)
 from shared.events import Usage
 from shared.ids import SID_LENGTH
 from shared.messages import BranchAnswered, QuestionAsked, Transcript
@@ -46,6 +54,16 @@ def test_nul_bytes_are_dropped_wherever_they_are_because_postgres_takes_them_now
     [kept] = msgspec.json.decode(row.tool_calls)
     assert kept["function"] == {"name": "f", "arguments": '{"a": "\\u0000"}'}  # text, not a NUL
     assert msgspec.json.decode(row.usage)["source"] == "upstream"
+
+
+def test_a_row_gives_back_the_message_it_was_made_of() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    full = answer(
+        section="facts", reasoning="hm", tool_calls=[call], finish_reason="stop", ttft_ms=1.5
+    )
+    whole = msgspec.structs.replace(full, usage=Usage(1, 2, 3, "upstream"), duration_ms=2.5)
+    for message in (question(), answer(), whole):
+        assert transcript_of(row_of(message)) == message
 
 
 def test_what_is_clean_is_not_copied() -> None:
