@@ -5,8 +5,9 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 from aiohttp import web
-from msgspec import Struct
+from msgspec import Struct, field
 
+from services.edge.sse import SourceName
 from shared.errors import BraidError
 from shared.events import (
     BranchFailed,
@@ -71,9 +72,14 @@ class BranchSnapshot(Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(Struct, frozen=True, kw_only=True):
-    """A stream as its log has it: everything up to event `position`."""
+    """A stream as its log has it: everything up to event `position`.
+
+    Past retention it is as the transcript has it: `position` is 0, and `context` and `stats` are
+    gone.
+    """
 
     id: str
+    source: SourceName = field(default="log", name="from")
     session_id: str
     status: StreamStatus
     position: int

@@ -1,7 +1,10 @@
-"""Writing a reader's batches to its connection, to the terminal or until somebody leaves."""
+"""Writing events to a connection: a reader's, until its terminal or until somebody leaves; or all
+there are.
+"""
 
 import asyncio
 import random
+from collections.abc import Iterable
 
 import structlog
 from aiohttp import ClientConnectionError, web
@@ -30,7 +33,7 @@ async def deliver(
     a part for the whole.
     """
     sid = reader.sid
-    response = web.StreamResponse(headers={**HEADERS, "X-Stream-Id": sid})
+    response = _response(sid)
     transport = request.transport
     if transport is None:  # left before the first byte
         await reader.close()
@@ -39,11 +42,10 @@ async def deliver(
     attachment = Attachment(reader, transport)
     pulse.add(attachment)
     counters["readers_opened"] += 1
-    retry_ms = random.randint(RETRY_MIN_MS, RETRY_MAX_MS)  # noqa: S311  # jitter, not a secret
     batches = reader.batches()
     try:
         await response.prepare(request)
-        await response.write(open_event(opening, retry_ms))
+        await response.write(open_event(opening, _retry_ms()))
         async for batch in batches:
             attachment.writing_since = loop.time()
             await response.write(batch)
@@ -65,3 +67,39 @@ async def deliver(
         await batches.aclose()
         await reader.close()
     return response
+
+
+async def deliver_whole(
+    request: web.Request,
+    opening: Open,
+    events: Iterable[bytes],
+    counters: Counters,
+    *,
+    write_deadline_s: float,
+) -> web.StreamResponse:
+    """Answer with events that are all there. A client that takes one too slowly is cut off."""
+    response = _response(opening.stream_id)
+    transport = request.transport
+    try:
+        await response.prepare(request)
+        await response.write(open_event(opening, _retry_ms()))
+        for event in events:
+            async with asyncio.timeout(write_deadline_s):
+                await response.write(event)
+        await response.write_eof()
+    except (ConnectionError, ClientConnectionError):
+        log.debug("edge.reader_left", stream_id=opening.stream_id)
+    except TimeoutError:
+        counters["readers_too_slow"] += 1
+        log.info("edge.reader_too_slow", stream_id=opening.stream_id)
+        if transport is not None:
+            transport.abort()
+    return response
+
+
+def _response(sid: str) -> web.StreamResponse:
+    return web.StreamResponse(headers={**HEADERS, "X-Stream-Id": sid})
+
+
+def _retry_ms() -> int:
+    return random.randint(RETRY_MIN_MS, RETRY_MAX_MS)  # noqa: S311  # jitter, not a secret

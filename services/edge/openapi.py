@@ -6,7 +6,7 @@ import msgspec
 
 from services.edge.answers import ErrorBody
 from services.edge.routes import EVENTS, JSON, ROUTES, Answer, Parameter, Route
-from services.edge.sse import Open
+from services.edge.sse import BranchTranscript, Open
 from services.edge.start_request import NewBranch, NewChatMessage, NewStream
 from shared.events import Event
 
@@ -59,7 +59,8 @@ def schemas() -> dict[str, Any]:
     """JSON schemas of every body and of every event, by name."""
     bodies = {route.body for route in ROUTES if route.body is not None}
     answers = {answer.body for route in ROUTES for answer in route.answers if answer.body}
-    named = sorted(bodies | answers | {ErrorBody, NewBranch, Open}, key=lambda kind: kind.__name__)
+    others = {ErrorBody, NewBranch, Open, BranchTranscript}
+    named = sorted(bodies | answers | others, key=lambda kind: kind.__name__)
     found, components = msgspec.json.schema_components([*named, Event], ref_template=REF)
     components["Event"] = {
         "description": "The JSON of one numbered event of a stream.",

@@ -64,10 +64,15 @@ _SID: Final = (("type", "string"), ("pattern", "^[0-9A-Za-z]{22}$"))
 _POSITION: Final = (("type", "integer"), ("minimum", 0), ("maximum", 10**15 - 1))
 _NAMED: Final = ("X-Stream-Id",)
 _EVENTS_TEXT: Final = (
-    "The stream's events. The first has no id: {type: open, stream_id, session_id, position}. "
+    "The stream's events. The first, Open, has no id. "
     "Each further one is `id: <n>` and `data: <json>`, an Event, n growing by one; the last is "
     "done, error, cancelled or incomplete. Comments keep the connection alive. An answer that ends "
     "without one of these four can be resumed after the last id."
+)
+_FOLLOW_TEXT: Final = (
+    f"{_EVENTS_TEXT} Past retention the numbers are gone, and any position with them: `from` in "
+    "Open is `transcript` and `position` is 0, then comes a BranchTranscript for every branch, and "
+    "one of the four, none with an id."
 )
 
 STREAM_ID = Parameter("id", "path", "The stream's id.", _SID)
@@ -95,8 +100,8 @@ IDEMPOTENCY_KEY = Parameter(
 )
 
 
-def events(status: int = 200) -> Answer:
-    return Answer(status, _EVENTS_TEXT, media=EVENTS, headers=_NAMED)
+def events(text: str) -> Answer:
+    return Answer(200, text, media=EVENTS, headers=_NAMED)
 
 
 def errors(*codes: str) -> tuple[Answer, ...]:
@@ -127,9 +132,9 @@ _START_ERRORS: Final = errors(
     "unavailable",
     "overloaded",
 )
-_FIND_ERRORS: Final = errors("not_found", "gone", "internal", "unavailable")
+_FIND_ERRORS: Final = errors("not_found", "gone", "internal", "unavailable", "overloaded")
 _FOLLOW: Final = (
-    events(),
+    events(_FOLLOW_TEXT),
     Answer(204, "The stream has ended and the position is its end.", headers=_NAMED),
     *errors("bad_request"),
     *_FIND_ERRORS,
@@ -147,7 +152,7 @@ ROUTES: Final = (
         "start",
         "Start a stream, or attach to the one with this id.",
         (
-            events(),
+            events(_EVENTS_TEXT),
             Answer(
                 202,
                 "Accepted; without text/event-stream in Accept.",
@@ -172,7 +177,15 @@ ROUTES: Final = (
         "/v1/streams/{id}",
         "show",
         "What a stream has said so far.",
-        (Answer(200, "The stream up to `position`.", Snapshot, headers=_NAMED), *_FIND_ERRORS),
+        (
+            Answer(
+                200,
+                "The stream up to `position`; past retention, its transcript.",
+                Snapshot,
+                headers=_NAMED,
+            ),
+            *_FIND_ERRORS,
+        ),
         (STREAM_ID,),
     ),
     Route(
@@ -197,7 +210,7 @@ ROUTES: Final = (
         "/api/v1/chat/message/stream",
         "start_chat",
         "Send one message and follow the answer.",
-        (events(), *_START_ERRORS),
+        (events(_EVENTS_TEXT), *_START_ERRORS),
         (IDEMPOTENCY_KEY, RESUME_ID),
         NewChatMessage,
     ),

@@ -6,8 +6,10 @@ from aiohttp import web
 
 from services.edge.absence import Absence
 from services.edge.app import create_app
+from services.edge.archive import Archive
 from services.edge.cancelling import cancel
 from services.edge.health import Readiness
+from services.edge.past import Past
 from services.edge.pulse import Pulse
 from services.edge.streams import StreamHandlers
 from shared.actor import Service
@@ -65,8 +67,20 @@ class EdgeService(Service):
             grace_s=settings.cancel_grace_s,
         )
         await absence.start()
+        past = Past(
+            link,
+            Archive(link.bus, link.subjects),
+            self.counters,
+            write_deadline_s=settings.write_deadline_s,
+        )
         streams = StreamHandlers(
-            settings, link, marks=marks, pulse=pulse, absence=absence, counters=self.counters
+            settings,
+            link,
+            marks=marks,
+            past=past,
+            pulse=pulse,
+            absence=absence,
+            counters=self.counters,
         )
         app = create_app(streams, readiness, max_body_bytes=settings.max_body_bytes)
         self._runner = web.AppRunner(

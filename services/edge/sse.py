@@ -4,8 +4,10 @@ An event is `id: <n>` and `data: <json>`, ended by an empty line, LF only. JSON 
 line end, so one `data:` line is enough. The format is WHATWG HTML, section 9.2.
 """
 
+from typing import Any, Final, Literal
+
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType, field
 from msgspec.structs import replace
 
 from shared.events import (
@@ -17,11 +19,15 @@ from shared.events import (
     Delta,
     Event,
     JsonParsed,
+    Terminal,
+    Usage,
 )
 
 KEEP_ALIVE = b": keep-alive\n\n"
 RETRY_MIN_MS = 1_000
 RETRY_MAX_MS = 3_000
+RETRY_NEVER_MS: Final = 24 * 3_600 * 1_000
+"""For a terminal without a number: an EventSource would come back for the whole again and again."""
 
 _json = msgspec.json.Encoder()
 _BRANCH_EVENTS = (
@@ -34,17 +40,52 @@ _BRANCH_EVENTS = (
 )
 
 
+SourceName = Literal["log", "transcript"]
+
+
 class Open(msgspec.Struct, frozen=True, tag_field="type", tag="open"):
-    """The first thing a reader is told; events after `position` follow. It has no id."""
+    """The first thing a reader is told; events after `position` follow. It has no id.
+
+    From the log, they are numbered. From the transcript, there is one for every branch, then the
+    terminal; none has a number, and `position` is 0.
+    """
 
     stream_id: str
     session_id: str
     position: int
+    source: SourceName = field(default="log", name="from")
+
+
+class BranchTranscript(
+    msgspec.Struct, frozen=True, tag_field="type", tag="transcript", kw_only=True
+):
+    """All that is stored of one branch. It has no id."""
+
+    branch: int
+    section: str | UnsetType = UNSET
+    model: str
+    status: str
+    text: str
+    reasoning: str
+    tool_calls: list[dict[str, Any]]
+    finish_reason: str | None
+    usage: Usage | None
+    ttft_ms: float | None
+    duration_ms: float
 
 
 def open_event(event: Open, retry_ms: int) -> bytes:
     """The `open` event and, in the same block, when to reconnect after a lost connection."""
     return b"retry: %d\ndata: %b\n\n" % (retry_ms, _json.encode(event))
+
+
+def branch_transcript(event: BranchTranscript) -> bytes:
+    return b"data: %b\n\n" % _json.encode(event)
+
+
+def last_event(event: Terminal) -> bytes:
+    """A terminal that has no number."""
+    return b"retry: %d\ndata: %b\n\n" % (RETRY_NEVER_MS, _json.encode(event))
 
 
 class NativeEvents:

@@ -1,4 +1,4 @@
-"""From the body of a start request to a StartStream. Pure, but for the id it makes up.
+"""From the body of a start request to a StartStream. Pure.
 
 Every refusal names the member and says what to change; it never repeats what was sent.
 """
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from shared.errors import BraidError
-from shared.ids import ALPHABET, SID_LENGTH, is_sid, is_token, new_sid
+from shared.ids import ALPHABET, SID_LENGTH, is_sid, is_token
 from shared.messages import (
     BranchRequest,
     ChatMessage,
@@ -102,10 +102,17 @@ _BRANCH_MEMBERS = frozenset(NewBranch.__struct_fields__)
 
 
 def parse_start(
-    body: bytes, settings: Settings, user_id: str, idempotency_key: str | None = None
+    body: bytes,
+    settings: Settings,
+    user_id: str,
+    *,
+    fresh_sid: str,
+    idempotency_key: str | None = None,
 ) -> StartStream:
-    """The request in `body`. Raises BraidError `bad_request` for what is not a JSON object, and
-    `invalid` for a member that can't be used.
+    """The request in `body`; its stream is `fresh_sid` unless the client names one.
+
+    Raises BraidError `bad_request` for what is not a JSON object, and `invalid` for a member that
+    can't be used.
     """
     members = _decode_object(body)
     asked = _convert({k: v for k, v in members.items() if k in _STREAM_MEMBERS}, NewStream)
@@ -118,7 +125,7 @@ def parse_start(
     branches = _branches(asked, params, settings)
     if asked.message is None and not all(branch.messages for branch in branches):
         _refuse("messages", "`messages` or `message` is missing: say what is to be answered")
-    sid = _sid(asked.id, user_id, idempotency_key)
+    sid = _sid(asked.id, user_id, idempotency_key, fresh_sid)
     return StartStream(
         sid=sid,
         user_id=user_id,
@@ -136,11 +143,16 @@ def parse_start(
 
 
 def parse_chat_message(
-    body: bytes, settings: Settings, user_id: str, idempotency_key: str | None = None
+    body: bytes,
+    settings: Settings,
+    user_id: str,
+    *,
+    fresh_sid: str,
+    idempotency_key: str | None = None,
 ) -> StartStream:
     """The short form: one message, one answer. Raises as `parse_start` does."""
     asked = _convert(_decode_object(body), NewChatMessage)
-    sid = _sid(asked.id, user_id, idempotency_key)
+    sid = _sid(asked.id, user_id, idempotency_key, fresh_sid)
     return StartStream(
         sid=sid,
         user_id=user_id,
@@ -267,14 +279,14 @@ def _check_timeouts(timeouts: Timeouts) -> None:
             _refuse(at, f"`{at}` must be more than 0 and at most {MAX_TIMEOUT_S} seconds")
 
 
-def _sid(given: str | None, user_id: str, idempotency_key: str | None) -> str:
+def _sid(given: str | None, user_id: str, idempotency_key: str | None, fresh_sid: str) -> str:
     """A member is more deliberate than a header that some library may add: the id wins."""
     if given is not None:
         if not is_sid(given):
             _refuse("id", f"`id` must be {SID_LENGTH} characters of 0-9 A-Z a-z")
         return given
     if idempotency_key is None:
-        return new_sid()
+        return fresh_sid
     if not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise BraidError(
             "bad_request",

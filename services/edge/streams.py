@@ -1,6 +1,6 @@
 """The handlers of streams: start, follow, look, cancel. Each reads decode, decide, answer."""
 
-from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 from aiohttp import web
@@ -12,6 +12,7 @@ from services.edge.answers import CancelState, Started, json_answer, snapshot, s
 from services.edge.cancelling import cancel
 from services.edge.delivery import deliver
 from services.edge.identify import identify
+from services.edge.past import Expired, Past
 from services.edge.pulse import Pulse
 from services.edge.reader import MAX_READ_BYTES, Reader
 from services.edge.sse import NativeEvents, Open
@@ -20,7 +21,7 @@ from shared.bus import BusError, CancelMarks, Link
 from shared.errors import BraidError
 from shared.events import Accepted, Record, decode_record
 from shared.fold import StreamView
-from shared.ids import is_sid
+from shared.ids import is_sid, new_sid
 from shared.messages import StartStream
 from shared.settings import Settings
 from shared.telemetry import Counters
@@ -30,7 +31,17 @@ log = structlog.get_logger()
 SID = web.RequestKey("sid", str)
 """The stream a request is about, for its answer's header and for the log."""
 
-Parse = Callable[[bytes, Settings, str, str | None], StartStream]
+
+class Parse(Protocol):
+    def __call__(
+        self,
+        body: bytes,
+        settings: Settings,
+        user_id: str,
+        *,
+        fresh_sid: str,
+        idempotency_key: str | None,
+    ) -> StartStream: ...
 
 
 class StreamHandlers:
@@ -42,6 +53,7 @@ class StreamHandlers:
         link: Link,
         *,
         marks: CancelMarks,
+        past: Past,
         pulse: Pulse,
         absence: Absence,
         counters: Counters,
@@ -49,6 +61,7 @@ class StreamHandlers:
         self._settings = settings
         self._link = link
         self._marks = marks
+        self._past = past
         self._pulse = pulse
         self._absence = absence
         self._counters = counters
@@ -71,9 +84,17 @@ class StreamHandlers:
     async def _decode(self, request: web.Request, parse: Parse) -> StartStream:
         negotiate.require_json(request.headers.get("Content-Type"))
         body = await request.read()
-        key = request.headers.get("Idempotency-Key")
-        asked = parse(body, self._settings, identify(request), key)
+        fresh_sid = new_sid()
+        asked = parse(
+            body,
+            self._settings,
+            identify(request),
+            fresh_sid=fresh_sid,
+            idempotency_key=request.headers.get("Idempotency-Key"),
+        )
         request[SID] = asked.sid
+        if asked.sid != fresh_sid:
+            await self._past.require_unused(asked.sid, asked.user_id)
         return asked
 
     async def _start_events(self, request: web.Request, asked: StartStream) -> web.StreamResponse:
@@ -86,6 +107,9 @@ class StreamHandlers:
                 await self._require_owned(asked.sid, asked.user_id)
                 await self._require_reached(asked.sid, after)
             accepted, _ = await accept(self._link, asked, self._counters)
+        except Expired as expired:
+            await reader.close()
+            await self._past.refuse(asked.sid, asked.user_id, expired)
         except BaseException:
             await reader.close()
             raise
@@ -103,6 +127,9 @@ class StreamHandlers:
         try:
             accepted = await self._require_owned(sid, identify(request))
             last = await self._require_reached(sid, after)
+        except Expired as expired:
+            await reader.close()
+            return await self._past.events(request, sid, identify(request), expired)
         except BaseException:
             await reader.close()
             raise
@@ -118,7 +145,10 @@ class StreamHandlers:
 
     async def show(self, request: web.Request) -> web.StreamResponse:
         sid = self._sid(request)
-        await self._require_owned(sid, identify(request))
+        try:
+            await self._require_owned(sid, identify(request))
+        except Expired as expired:
+            return json_answer(await self._past.snapshot(sid, identify(request), expired))
         view = StreamView()
         seq, more = 0, True
         while more:
@@ -136,7 +166,10 @@ class StreamHandlers:
 
     async def cancel(self, request: web.Request) -> web.StreamResponse:
         sid = self._sid(request)
-        await self._require_owned(sid, identify(request))
+        try:
+            await self._require_owned(sid, identify(request))
+        except Expired as expired:
+            return json_answer(await self._past.cancel(sid, identify(request), expired))
         terminal = await cancel(self._link, self._marks, sid, "client")
         if terminal is not None:
             return json_answer(CancelState(sid, status_of(terminal)))
@@ -181,15 +214,11 @@ class StreamHandlers:
         return sid
 
     async def _require_owned(self, sid: str, user_id: str) -> Accepted:
-        """Raises BraidError: `not_found`, also for another user's stream, or `gone`."""
+        """Raises Expired, or BraidError `not_found` for another user's stream."""
         first = await self._link.log.first(sid)
-        if first is None:
-            raise BraidError("not_found", "there is no such stream")
-        accepted = decode_record(first.payload).accepted
+        accepted = decode_record(first.payload).accepted if first is not None else None
         if accepted is None:
-            raise BraidError(
-                "gone", "the beginning of this stream is past retention: it can't be replayed"
-            )
+            raise Expired(has_log=first is not None)
         if accepted.user_id != user_id:
             raise BraidError("not_found", "there is no such stream")
         return accepted

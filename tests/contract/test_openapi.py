@@ -11,8 +11,10 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from services.edge.openapi import document
 from services.edge.routes import ROUTES
 from services.edge.sse import NativeEvents, Open
+from services.edge.transcript import events_of, snapshot_of
 from shared.errors import KINDS
 from shared.events import BranchStarted, Delta, Done, Event, Failed, ToolFragment
+from shared.messages import BranchAnswered
 
 DOCUMENT = document()
 
@@ -100,6 +102,21 @@ def test_every_event_on_the_wire_is_as_documented(event: Event) -> None:
     dialect.skip(BranchStarted(branch=0, section="s", model="m"))
     data = json.loads(dialect.encode(1, event).partition(b"data: ")[2])
     validator("Event").validate(data)
+
+
+def test_a_transcript_is_as_documented() -> None:
+    whole = BranchAnswered(
+        **{"sid": "s", "user_id": "u", "session_id": "s", "content": "x", "created_at": 1.0},
+        branch=0,
+        model="m",
+        status="done",
+        section="a",
+    )
+    first, last = (json.loads(block.partition(b"data: ")[2]) for block in events_of([whole]))
+    validator("BranchTranscript").validate(first)
+    validator("Done").validate(last)
+    snapshot = msgspec.json.decode(msgspec.json.encode(snapshot_of("s", [whole])))
+    validator("Snapshot").validate(snapshot)
 
 
 def test_the_opening_is_as_documented() -> None:

@@ -67,6 +67,7 @@ async def test_a_start_is_answered_with_open_before_anything_has_happened(
             "stream_id": answer.headers["X-Stream-Id"],
             "session_id": answer.headers["X-Stream-Id"],
             "position": 0,
+            "from": "log",
         }
         assert heard.retry_ms is not None
         assert 1000 <= heard.retry_ms <= 3000
@@ -169,7 +170,7 @@ async def test_a_crash_between_log_and_queue_is_repaired_by_the_next_try(
 ) -> None:
     body = {"id": SID, "message": "Why?"}
     async with running_edge(bus_settings) as edge:
-        request = parse_start(msgspec.json.encode(body), bus_settings, "local")
+        request = parse_start(msgspec.json.encode(body), bus_settings, "local", fresh_sid=SID)
         await open_log(edge.link.log, request)
         assert await edge.queued() == []
         assert (await edge.start(body)).status == 202

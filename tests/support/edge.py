@@ -1,4 +1,4 @@
-"""A real edge on a free port, and somebody who plays the merger behind it."""
+"""A real edge on a free port, and somebody who plays the merger and the archive behind it."""
 
 import json
 from collections.abc import AsyncIterator
@@ -9,9 +9,16 @@ from typing import Any
 import aiohttp
 
 from services.edge.service import EdgeService, build
-from shared.bus import Link
+from shared.bus import Link, Message
 from shared.events import Checkpoint, Event, Record, decode_record, encode_record
-from shared.messages import StartStream, start_stream_decoder
+from shared.messages import (
+    StartStream,
+    Transcript,
+    TranscriptPart,
+    msgpack_encoder,
+    read_transcript_decoder,
+    start_stream_decoder,
+)
 from shared.settings import Settings
 from tests.support.meshkit import link_of
 
@@ -117,6 +124,38 @@ class MergerPlayer:
         self.n_next = record.n_next
 
 
+class ArchivePlayer:
+    """Tells what is stored, as persistence would; nothing, until a test says so."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.turns: dict[str, list[Transcript]] = {}
+        self.instead: TranscriptPart | None = None
+        """Said to every question."""
+        self.part_bytes = 256 * 1024
+        self.asked = 0
+
+    async def start(self) -> None:
+        bus, subjects = self._link.bus, self._link.subjects
+        await bus.subscribe(subjects.all("archive"), self._on_question, queue="persistence")
+        await bus.flush()
+
+    def _on_question(self, message: Message) -> None:
+        self.asked += 1
+        self._link.bus.send(message.reply, msgpack_encoder.encode(self._answer(message.data)))
+
+    def _answer(self, payload: bytes) -> TranscriptPart:
+        question = read_transcript_decoder.decode(payload)
+        turn = self.turns.get(question.sid)
+        if self.instead is not None or turn is None:
+            return self.instead or TranscriptPart("unknown")
+        if turn[0].user_id != question.user_id:
+            return TranscriptPart("foreign")
+        whole = msgpack_encoder.encode(turn)
+        part = whole[question.offset : question.offset + self.part_bytes]
+        return TranscriptPart("found", part, len(whole))
+
+
 @dataclass
 class RunningEdge:
     """The service itself, a client of it, and a connection of our own to the mesh behind it."""
@@ -124,6 +163,7 @@ class RunningEdge:
     service: EdgeService
     link: Link
     http: aiohttp.ClientSession
+    archive: ArchivePlayer
 
     @property
     def url(self) -> str:
@@ -164,12 +204,17 @@ class RunningEdge:
 
 
 @asynccontextmanager
-async def running_edge(settings: Settings) -> AsyncIterator[RunningEdge]:
+async def running_edge(
+    settings: Settings, *, has_archive: bool = True
+) -> AsyncIterator[RunningEdge]:
     service = build(settings)
     await service.start()
     try:
         async with link_of(settings) as link, client_of(service) as http:
-            yield RunningEdge(service, link, http)
+            archive = ArchivePlayer(link)
+            if has_archive:
+                await archive.start()
+            yield RunningEdge(service, link, http, archive)
     finally:
         await service.drain()
 

@@ -38,7 +38,7 @@ def data_of(block: bytes) -> dict[str, Any]:
 def test_the_opening_has_no_id_so_that_it_cannot_move_a_readers_position() -> None:
     assert open_event(Open(SID, "s", 4), 1500) == (
         b'retry: 1500\ndata: {"type":"open","stream_id":"AAAAAAAAAAAAAAAAAAAAAA",'
-        b'"session_id":"s","position":4}\n\n'
+        b'"session_id":"s","position":4,"from":"log"}\n\n'
     )
 
 

@@ -22,11 +22,12 @@ from shared.settings import Settings
 
 SETTINGS = Settings(default_model="house-model", max_branches=3)
 SID = "A" * 22
+FRESH = "F" * 22
 
 
 def parse(body: Any, key: str | None = None, user_id: str = "local") -> StartStream:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return parse_start(raw, SETTINGS, user_id, key)
+    return parse_start(raw, SETTINGS, user_id, fresh_sid=FRESH, idempotency_key=key)
 
 
 def refusal(body: Any, key: str | None = None) -> BraidError:
@@ -37,7 +38,7 @@ def refusal(body: Any, key: str | None = None) -> BraidError:
 
 def test_one_message_is_a_whole_request() -> None:
     request = parse({"message": "Why?"})
-    assert is_sid(request.sid)
+    assert request.sid == FRESH
     assert request.session_id == request.sid, "a repetition without a session must be identical"
     assert request.message == "Why?"
     assert request.use_rag
@@ -206,7 +207,7 @@ def test_an_idempotency_key_that_is_no_header_text_is_refused(key: str) -> None:
 
 def test_the_short_form_takes_a_message_and_ignores_what_it_does_not_know() -> None:
     body = b'{"message": "Why?", "session_id": "s-1", "use_rag": false, "user": "x", "n": 2}'
-    request = parse_chat_message(body, SETTINGS, "local")
+    request = parse_chat_message(body, SETTINGS, "local", fresh_sid=FRESH)
     assert (request.message, request.session_id, request.use_rag) == ("Why?", "s-1", False)
     assert request.branches[0].model == "house-model"
     assert request.branches[0].params == {}
@@ -214,7 +215,7 @@ def test_the_short_form_takes_a_message_and_ignores_what_it_does_not_know() -> N
 
 def test_the_short_form_needs_its_message() -> None:
     with pytest.raises(BraidError) as caught:
-        parse_chat_message(b'{"session_id": "s"}', SETTINGS, "local")
+        parse_chat_message(b'{"session_id": "s"}', SETTINGS, "local", fresh_sid=FRESH)
     assert (caught.value.code, caught.value.param) == ("invalid", "message")
 
 
