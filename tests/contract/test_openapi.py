@@ -105,12 +105,9 @@ def test_every_event_on_the_wire_is_as_documented(event: Event) -> None:
 
 
 def test_a_transcript_is_as_documented() -> None:
+    common: dict[str, Any] = {"sid": "s", "user_id": "u", "session_id": "s", "content": "x"}
     whole = BranchAnswered(
-        **{"sid": "s", "user_id": "u", "session_id": "s", "content": "x", "created_at": 1.0},
-        branch=0,
-        model="m",
-        status="done",
-        section="a",
+        **common, created_at=1.0, branch=0, model="m", status="done", section="a"
     )
     first, last = (json.loads(block.partition(b"data: ")[2]) for block in events_of([whole]))
     validator("BranchTranscript").validate(first)

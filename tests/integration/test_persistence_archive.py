@@ -112,9 +112,11 @@ async def test_a_turn_comes_back_as_it_was_sent(asker: Asker) -> None:
 async def test_a_turn_larger_than_a_message_comes_in_parts(asker: Asker) -> None:
     sid = new_sid()
     told = turn(sid, "wörd " * 150_000)
+    common: dict[str, Any] = {"sid": sid, "user_id": "ann", "session_id": "s1"}
     pieces = [
         BranchAnswered(
-            **{"sid": sid, "user_id": "ann", "session_id": "s1", "created_at": 101.5},
+            **common,
+            created_at=101.5,
             content="wörd " * 75_000,
             branch=0,
             model="m1",
