@@ -15,7 +15,8 @@ from shared.telemetry import Counters
 log = structlog.get_logger()
 
 KIND = "chat"
-PATIENCE_S = 5.0
+PATIENCE_S = 15.0
+"""Longer than a NATS cluster takes to elect a new leader for the queue."""
 RETRY_AFTER_S = 1.0
 ENVELOPE_BYTES = 4 * 1024
 """Room in a NATS message for its headers and for what acceptance adds to the request."""
