@@ -237,7 +237,10 @@ class AskStanding(Struct, frozen=True, tag_field="type", tag="standing", kw_only
 
 
 class Standing(Struct, frozen=True, array_like=True):
-    """The owner's answer to AskStanding; `text` is what is committed of the branch."""
+    """The owner's answer to AskStanding; `text` is what is committed of the branch.
+
+    `attempt` is the highest the owner has heard of: whoever has asked with a lower one is too late.
+    """
 
     attempt: int
     k: int

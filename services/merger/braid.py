@@ -155,6 +155,10 @@ class Braid:
         self._entries.append(_Entry(chunk.branch, tuple(events), state, weight, now))
         return Verdict.ACCEPTED
 
+    def highest(self, branch: int) -> int:
+        """The highest attempt that has spoken, or has been announced. Raises IndexError."""
+        return max(self._accepted[branch].attempt, self._floor[branch])
+
     def fence_below(self, branch: int, attempt: int) -> None:
         """Refuse every attempt below this one from now on. Raises IndexError."""
         self._floor[branch] = max(self._floor[branch], attempt)

@@ -324,7 +324,7 @@ class Owner:
         for question, reply in questions:
             state = self._braid.state(question.branch)
             standing = Standing(
-                attempt=state.attempt,
+                attempt=self._braid.highest(question.branch),
                 k=state.k if state.chunks else -1,
                 final=self._braid.ended or state.final,
                 used_tools=state.used_tools,

@@ -116,7 +116,9 @@ class BranchRun:
                 self._item.ack()
             except Refused:
                 if self._outbox.seam == "continue" and self._outbox.acked_k < 0:
-                    self._policy = "restart"  # what we wanted to continue has changed under us
+                    # Somebody else has the branch, or what we wanted to continue has changed.
+                    self._policy = "restart"
+                    self._standing = None
                     self._outbox.ended = False
                     continue
                 self._superseded()
@@ -135,7 +137,7 @@ class BranchRun:
             self._end_with(
                 Failure("attempts_exhausted", "the branch was tried too often without success")
             )
-        elif self._item.delivery > 1 and self._standing is None:
+        elif self._standing is None and (self._item.delivery > 1 or self._dirty):
             self._dirty = True
             self._standing = await self._ask()
             self._used_tools = self._standing.used_tools
@@ -148,7 +150,8 @@ class BranchRun:
             await self._try()
 
     async def _ask(self) -> Standing:
-        """Raises Closed for a branch that is final, Orphaned when nobody answers."""
+        """Raises Closed for a branch that is final, Superseded when a later attempt has it,
+        Orphaned when nobody answers."""
         give_up_at = self._loop.time() + ASK_FOR_S
         attempt = attempt_number(self._item.delivery, self._attempts)
         while True:
@@ -161,6 +164,8 @@ class BranchRun:
             await asyncio.sleep(ASK_EVERY_S)
         if standing.final:
             raise Closed
+        if standing.attempt > attempt:
+            raise Superseded
         return standing
 
     # Attempts ------------------------------------------------------------------------------

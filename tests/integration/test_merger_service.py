@@ -243,6 +243,9 @@ async def test_a_new_worker_learns_where_the_branch_stands_and_the_old_one_is_fe
         answer = await link.bus.request(link.subjects.control(item.sid), question)
         standing = standing_decoder.decode(answer.data)
         assert (standing.k, standing.final, standing.text) == (0, False, "lost ")
+        late = msgpack_encoder.encode(AskStanding(sid=item.sid, branch=0, attempt=1))
+        answer = await link.bus.request(link.subjects.control(item.sid), late)
+        assert standing_decoder.decode(answer.data).attempt == 1000
         old.send(say(1, "zombie"))
         await until(lambda: any(ack.state == "fenced" for ack in old.acks))
         await new.deliver(say(0, "found", attempt=1000, seam="restart", end=STOP))

@@ -197,6 +197,35 @@ async def test_a_continuation_that_no_longer_fits_is_restarted(
     assert merger.text() == said(task, SECOND + 1)
 
 
+async def test_a_zombie_that_asks_after_its_successor_calls_nobody(
+    link: Link, with_upstream: Settings, upstream: Simulator
+) -> None:
+    task = talkative()
+    async with merging(link, task.sid) as merger:
+        merger.standing = Standing(attempt_number(3, 0), 3, False, False, "so far")
+        await lost_once(link, task)
+        async with working(with_upstream) as worker:
+            await until(lambda: worker.stats().get("superseded") == 1)
+            await idle(worker)
+    assert len(upstream.journal) == 0
+    assert await tasks_left(link) == 1
+
+
+async def test_a_continuation_that_its_successor_has_fenced_is_not_made_again(
+    link: Link, bus_settings: Settings, upstream: Simulator, tmp_path: Path
+) -> None:
+    task = talkative(task={"mid_stream": "continue"}, ttft_s=0.3)
+    async with merging(link, task.sid) as merger:
+        merger.standing = left()
+        merger.fenced = {SECOND}
+        await lost_once(link, task)
+        async with working(continuing(bus_settings, upstream, tmp_path)) as worker:
+            await until(lambda: bool(merger.asked))
+            merger.standing = Standing(attempt_number(3, 0), 3, False, False, "so far")
+            await until(lambda: worker.stats().get("superseded") == 1)
+    assert [entry.attempt for entry in upstream.journal] == [str(SECOND)]
+
+
 async def test_a_reset_in_mid_stream_is_continued_from_what_is_committed(
     link: Link, bus_settings: Settings, upstream: Simulator, tmp_path: Path
 ) -> None:
