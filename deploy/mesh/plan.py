@@ -62,7 +62,7 @@ def simulator_spec(settings: Settings, environ: Mapping[str, str], port: int) ->
     return Spec(
         "simulator",
         Command(
-            (sys.executable, "-P", "-m", "services.simulator", "--port", str(port)),
+            (sys.executable, "-P", "-m", "services.simulator", "--any-model", "--port", str(port)),
             child_environ(settings, environ, "simulator"),
         ),
         stage=STAGES["simulator"],

@@ -19,6 +19,7 @@ import structlog
 
 from deploy.mesh import embedded, plan
 from deploy.mesh.datadir import DataDir, read_mesh
+from deploy.mesh.default_model import first_model
 from deploy.mesh.errors import MeshError
 from deploy.mesh.logs import Terminal
 from deploy.mesh.ports import LOOPBACK, free_ports, is_free
@@ -44,7 +45,7 @@ def up(loaded: Loaded) -> int:
     providers = Providers.load(loaded.settings)
     settings = _with_port(loaded.settings)
     with DataDir(settings.data_dir) as data:
-        return asyncio.run(_Mesh(loaded, settings, data, bool(providers)).run())
+        return asyncio.run(_Mesh(loaded, settings, data, providers).run())
 
 
 def _with_port(settings: Settings) -> Settings:
@@ -60,7 +61,7 @@ def _with_port(settings: Settings) -> Settings:
 
 class _Mesh:
     def __init__(
-        self, loaded: Loaded, settings: Settings, data: DataDir, has_provider: bool
+        self, loaded: Loaded, settings: Settings, data: DataDir, providers: Providers
     ) -> None:
         self._loaded = loaded
         # A child writes to a pipe: it cannot see by itself that a terminal is behind it.
@@ -68,7 +69,7 @@ class _Mesh:
         is_auto = settings.log_format == "auto"
         self._settings = settings.model_copy(update={"log_format": shown}) if is_auto else settings
         self._data = data
-        self._has_provider = has_provider
+        self._providers = providers
         self._terminal = Terminal()
         self._supervisor = Supervisor(data.logs_dir, self._terminal, on_change=self._publish)
         self._facts: dict[str, Any] = {}
@@ -115,6 +116,7 @@ class _Mesh:
         started_at = time.monotonic()
         await _await_leftovers(read_mesh(self._data.path))
         await self._start_servers()
+        await self._choose_model()
         specs = plan.service_specs(self._settings, os.environ)
         await self._migrate()
         for spec in specs:
@@ -123,11 +125,22 @@ class _Mesh:
         log.info("mesh.ready", seconds=round(time.monotonic() - started_at, 2))
         self._terminal.print(_welcome(self._settings, self._data))
 
+    async def _choose_model(self) -> None:
+        """A provider that was only given by its URL answers requests that name no model, too."""
+        if not self._providers or self._loaded.is_given("default_model"):
+            return
+        model = await first_model(self._providers)
+        if model is None:
+            log.warning("mesh.no_default_model", advice="set BRAID_DEFAULT_MODEL")
+            return
+        log.info("mesh.default_model", model=model)
+        self._settings = self._settings.model_copy(update={"default_model": model})
+
     async def _start_servers(self) -> None:
         chosen = embedded.choose(self._loaded, self._data)
         update: dict[str, Any] = dict(chosen.urls) | {"data_dir": self._data.path}
         simulator_port = None
-        if not self._has_provider:
+        if not self._providers:
             simulator_port = self._data.ports(["simulator"])["simulator"]
             update["openai_base_url"] = f"http://{LOOPBACK}:{simulator_port}/v1"
         if self._settings.providers_file is not None:
