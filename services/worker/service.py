@@ -41,6 +41,7 @@ class Worker(Service):
     async def start(self) -> None:
         """Raises BusError when NATS can't be reached."""
         settings = self._settings
+        self._upstreams.start()
         link = self._link = await Link.open(settings, self.name, self.instance, self.stats)
         # Not the instance's name, which a restart may use again: acks of its predecessor's chunks
         # would be taken for acks of ours.
@@ -64,6 +65,7 @@ class Worker(Service):
     async def drain(self) -> None:
         """Take no new branches, let running ones end, hand back the rest in time."""
         if self._link is None:
+            await self._upstreams.close()
             return
         await self._link.withdraw()
         if self._queue is not None:

@@ -76,7 +76,7 @@ class Body:
 
 
 class Upstreams:
-    """Every provider's client, made at first use, kept until `close`."""
+    """Every provider's client, from `start` to `close`."""
 
     def __init__(self, providers: Providers, *, max_connections: int) -> None:
         self._providers = providers
@@ -84,6 +84,12 @@ class Upstreams:
         self._clients: dict[str, AsyncOpenAI] = {}
         self._no_usage: set[str] = set()
         """Providers that refuse to be asked for usage."""
+
+    def start(self) -> None:
+        """Make the clients; needs a running loop. Loading certificates takes 20 ms, which at the
+        first call would hold up every branch."""
+        for provider in self._providers.all:
+            self._clients[provider.name] = self._make_client(provider)
 
     def route(self, model: str) -> Provider:
         """Raises BraidError `no_provider`."""
@@ -119,7 +125,7 @@ class Upstreams:
             await client.close()
 
     async def _post(self, provider: Provider, call: Call) -> httpx2.Response:
-        client = self._client(provider)
+        client = self._clients[provider.name]
         headers = request_headers(provider, call)
         asks_usage = provider.name not in self._no_usage
         try:
@@ -141,24 +147,18 @@ class Upstreams:
         )
         raise UpstreamFailed(failure) from None
 
-    def _client(self, provider: Provider) -> AsyncOpenAI:
-        client = self._clients.get(provider.name)
-        if client is None:
-            client = self._clients[provider.name] = AsyncOpenAI(
-                # Without a key here, the SDK would look for one in the environment.
-                api_key=provider.api_key.get_secret_value() if provider.api_key else "none",
-                base_url=provider.base_url,
-                max_retries=0,
-                default_headers={
-                    name: value.get_secret_value() for name, value in provider.headers.items()
-                },
-                http_client=DefaultAioHttpClient(
-                    limits=httpx2.Limits(
-                        max_connections=self._max_connections, keepalive_expiry=KEEPALIVE_S
-                    )
-                ),
-            )
-        return client
+    def _make_client(self, provider: Provider) -> AsyncOpenAI:
+        limits = httpx2.Limits(max_connections=self._max_connections, keepalive_expiry=KEEPALIVE_S)
+        return AsyncOpenAI(
+            # Without a key here, the SDK would look for one in the environment.
+            api_key=provider.api_key.get_secret_value() if provider.api_key else "none",
+            base_url=provider.base_url,
+            max_retries=0,
+            default_headers={
+                name: value.get_secret_value() for name, value in provider.headers.items()
+            },
+            http_client=DefaultAioHttpClient(limits=limits),
+        )
 
 
 def secrets_of(provider: Provider) -> tuple[str, ...]:

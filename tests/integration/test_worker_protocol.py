@@ -71,6 +71,11 @@ def said(task: GenerateBranch, attempt: int, tokens: int = 10) -> str:
     return "".join(f"{task.sid}|0|{attempt}|{index} " for index in range(tokens))
 
 
+async def commit_terminal(link: Link, sid: str) -> None:
+    terminal = Record(1, 1, (Done(),), Checkpoint(()), finished=True)
+    await link.log.accept(sid, encode_record(terminal))
+
+
 async def idle(worker: Worker) -> None:
     await until(lambda: worker.stats()["active"] == 0)
 
@@ -176,6 +181,7 @@ async def test_a_stream_that_closes_before_the_first_token_closes_the_upstream_c
     async with merging(link, task.sid) as merger:
         await order_branch(link, task)
         await upstream.journal.until(lambda entry: entry.sid == task.sid)
+        await commit_terminal(link, task.sid)
         merger.say_closed()
         await upstream.journal.until(lambda entry: entry.aborted)
         await settled(link)
@@ -186,8 +192,7 @@ async def test_a_task_of_a_stream_that_has_ended_is_dropped_though_nobody_says_s
     link: Link, worker: Worker
 ) -> None:
     task = endless()
-    terminal = Record(1, 1, (Done(),), Checkpoint(()), finished=True)
-    await link.log.accept(task.sid, encode_record(terminal))
+    await commit_terminal(link, task.sid)
     await order_branch(link, task)
     await until(lambda: worker.stats().get("closed") == 1)
     await settled(link)
