@@ -13,7 +13,7 @@ from shared.bus.declare import TRY_S, declare
 
 log = structlog.get_logger()
 
-PULL_EXPIRES_S = 30.0
+MAX_PULL_EXPIRES_S = 30.0
 HEARTBEAT_S = 1.0
 """How often JetStream says that it still holds our request, while there is nothing to hand out."""
 LOST_AFTER_S = 2.5
@@ -104,6 +104,9 @@ class WorkQueue:
         self._subject = subject
         self._slots = slots
         self._ack_wait_s = ack_wait_s
+        # A frozen process's request outlives it: what is handed out to it is lost for a lease. So
+        # the request ends before the leases do that the process had reported a third of one ago.
+        self._pull_expires_s = min(MAX_PULL_EXPIRES_S, ack_wait_s / 2)
         self.max_deliver = max_deliver
         self._inbox = bus.inbox()
         self._handler: WorkHandler | None = None
@@ -179,8 +182,8 @@ class WorkQueue:
         self._pull_inbox = f"{self._inbox}.{self._pulls}"
         body: dict[str, Any] = {
             "batch": batch,
-            "expires": int(PULL_EXPIRES_S * 1e9),
-            "idle_heartbeat": int(HEARTBEAT_S * 1e9),
+            "expires": int(self._pull_expires_s * 1e9),
+            "idle_heartbeat": int(min(HEARTBEAT_S, self._pull_expires_s / 2) * 1e9),
         }
         self._bus.send(self._pull_subject, msgspec.json.encode(body), self._pull_inbox)
 

@@ -241,6 +241,38 @@ async def test_a_pull_request_nobody_remembers_is_made_again_before_it_would_exp
         await queue.drain(1)
 
 
+async def test_work_of_a_frozen_process_goes_to_a_living_one_when_its_lease_is_over(
+    bus_settings: Settings,
+) -> None:
+    """Its connection and its last pull request stay with the server while it is away."""
+    async with link_of(bus_settings) as one, link_of(bus_settings) as two:
+        frozen, living = (queue_of(link, slots=64, ack_wait_s=1.0) for link in (one, two))
+        taken: list[bytes] = []
+        deliveries: list[int] = []
+
+        async def hold(item: WorkItem) -> None:
+            taken.append(item.data)
+            await asyncio.Event().wait()
+
+        async def work(item: WorkItem) -> None:
+            deliveries.append(item.delivery)
+            item.ack()
+
+        await frozen.start(hold)
+        for number in range(12):
+            await one.publisher.publish(one.subjects.task("default", "normal"), b"%d" % number)
+        await until(lambda: len(taken) == 12)
+        frozen._fetching = False
+        frozen._start_handler = lambda _item: None  # type: ignore[method-assign]
+        for loop in frozen._loops:
+            loop.cancel()
+        await living.start(work)
+        await until(lambda: len(deliveries) == 12)
+        await living.drain(1)
+        await frozen.drain(0)
+        assert set(deliveries) == {2}
+
+
 async def test_work_left_at_the_drain_deadline_goes_back_at_once(bus_settings: Settings) -> None:
     async with link_of(bus_settings) as one, link_of(bus_settings) as two:
         first, second = queue_of(one), queue_of(two)
