@@ -3,6 +3,8 @@
 import asyncio
 import json
 import time
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import msgspec
@@ -68,13 +70,24 @@ class Collector:
         async def read(sid: str) -> list[Logged]:
             async with turn:
                 entries = await log.read(sid)
-            return [_logged(entry.seq, entry.payload) for entry in entries]
+                records = [_logged(entry.seq, entry.payload) for entry in entries]
+                for earlier, later in pairwise(records):
+                    if 0 < earlier.epoch < later.epoch:
+                        later.at = await self._committed_at(bus, sid, later.seq)
+            return records
 
         try:
             found = await asyncio.gather(*map(read, sids))
         finally:
             await bus.close()
         return dict(zip(sids, found, strict=True))
+
+    async def _committed_at(self, bus: Bus, sid: str, seq: int) -> float:
+        stream = self._subjects.events_stream(self._subjects.shard(sid))
+        query = msgspec.json.encode({"seq": seq})
+        answer = await bus.request(f"$JS.API.STREAM.MSG.GET.{stream}", query, timeout_s=5.0)
+        stored = datetime.fromisoformat(json.loads(answer.data)["message"]["time"])
+        return stored.timestamp() - time.time() + time.monotonic()
 
     async def rows(self) -> tuple[list[Row], int]:
         """All messages that are stored, and how many pieces wait for others."""

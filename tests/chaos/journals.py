@@ -92,6 +92,8 @@ class Logged(Struct):
     opens: bool = False
     """It is the record of acceptance."""
     finished: bool = False
+    at: float | None = None
+    """When it was committed; known of the first record of a take-over."""
 
 
 class Row(Struct):

@@ -10,7 +10,8 @@ from tests.chaos.journals import Hit, Journals, Reading, shown
 
 MEANING = {
     "edge": "fault to the `open` of the next connection",
-    "merger": "fault to the first event of the stream's next owner",
+    "merger": "fault to the claim of the stream's next owner",
+    "merger's": "fault to the first event of the stream's next owner, whatever else was away",
     "worker": "fault to the first token of the branch's next attempt",
     "context": "fault, or acceptance if later, to the stream's first event",
     "nats": "fault to the next event of any running stream",
@@ -26,8 +27,10 @@ def recoveries(journals: Journals) -> dict[str, list[float]]:
         for hit, seconds in _edges(reading, hits):
             found[_name(hit)].append(seconds)
     for sid, reading in first.items():
-        for hit, seconds in _owners(journals, sid, reading, hits):
-            found[_name(hit)].append(seconds)
+        for hit, claim_s, event_s in _owners(journals, sid, reading, hits):
+            found[_name(hit)].append(claim_s)
+            if event_s is not None:
+                found[f"{hit.service}'s {hit.kind}"].append(event_s)
         for hit, seconds in _attempts(journals, sid, reading, hits):
             found[_name(hit)].append(seconds)
         for hit, seconds in _buses(reading, hits):
@@ -78,15 +81,12 @@ def _edges(reading: Reading, hits: list[Hit]) -> Iterator[tuple[Hit, float]]:
 
 def _owners(
     journals: Journals, sid: str, reading: Reading, hits: list[Hit]
-) -> Iterator[tuple[Hit, float]]:
-    epoch = 0
+) -> Iterator[tuple[Hit, float, float | None]]:
     for record in journals.log.get(sid, []):
-        if 0 < epoch < record.epoch:
-            at = next((seen.at for seen in reading.events if seen.n >= record.n_first), None)
-            hit = _latest(hits, ("merger",), at) if at is not None else None
-            if hit is not None and at is not None:
-                yield hit, at - hit.at
-        epoch = record.epoch
+        hit = _latest(hits, ("merger",), record.at) if record.at is not None else None
+        if hit is not None and record.at is not None:
+            seen_at = next((seen.at for seen in reading.events if seen.n >= record.n_first), None)
+            yield hit, record.at - hit.at, None if seen_at is None else seen_at - hit.at
 
 
 def _attempts(
