@@ -95,6 +95,10 @@ class Subjects:
         """Every transcript of one stream that is still waiting to be stored."""
         return f"{self.prefix}.persist.*.{_sid(sid)}.>"
 
+    def holders(self, stream: str, consumer: str) -> str:
+        """To all who take from a work queue: does one of you still handle this item?"""
+        return f"{self.prefix}.holders.{_token(stream, 'stream')}.{_token(consumer, 'consumer')}"
+
     # The log ----------------------------------------------------------------------------
 
     def shard(self, sid: str) -> int:

@@ -1,4 +1,9 @@
-"""Pull work queues: fetch only into free slots, report progress, acknowledge after the effect."""
+"""Pull work queues: fetch only into free slots, report progress, acknowledge after the effect.
+
+A lease that ran out does not mean that its holder is dead: while NATS restarts or elects a leader,
+nobody hears of progress. So an item that comes again is first asked for among all who take from the
+queue. That saves work and proves nothing: two may still handle one item, and fencing decides.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -6,10 +11,12 @@ from typing import Any
 
 import msgspec
 import structlog
+from msgspec import Struct
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from shared.bus.connection import Bus, Message, Subscription, status_of
+from shared.bus.connection import Bus, BusError, Message, Subscription, status_of
 from shared.bus.declare import TRY_S, declare
+from shared.subjects import Subjects
 
 log = structlog.get_logger()
 
@@ -20,21 +27,35 @@ LOST_AFTER_S = 2.5
 """Silence after which the request is taken for lost: its leader died, or hangs."""
 LOOK_EVERY_S = 0.25
 """How soon a request that was refused, because there is no leader just now, is made again."""
+HOLDER_ANSWERS_S = 0.15
+"""How long an item that comes again waits for a word of whoever had it before."""
 RETRY_AFTER_S = 1.0
 """Pause before an item whose handler failed is delivered again."""
 MAX_ACK_PENDING = 65_536
 """The server's default of 1,000 would cap the concurrent generations of the whole mesh."""
 
 
+class _IsHeld(Struct, array_like=True, frozen=True):
+    """The question to all holders. Whoever handles the item reports to `reply` from now on."""
+
+    seq: int
+    reply: str
+    asker: str
+
+
+_is_held_decoder = msgspec.msgpack.Decoder(_IsHeld)
+
+
 class WorkItem:
     """One delivery of a work item."""
 
-    __slots__ = ("_bus", "_queue", "_reply", "data", "delivery", "seq", "settled", "subject")
+    __slots__ = ("_bus", "_queue", "data", "delivery", "reply", "seq", "settled", "subject")
 
     def __init__(self, bus: Bus, message: Message, queue: "WorkQueue") -> None:
         self._bus = bus
         self._queue = queue
-        self._reply = message.reply
+        self.reply = message.reply
+        """Where JetStream hears of this delivery."""
         self.subject = message.subject
         self.data = message.data
         self.delivery, self.seq = _delivery_of(message.reply)
@@ -64,16 +85,17 @@ class WorkItem:
 
     def in_progress(self) -> None:
         if not self.settled:
-            self._bus.send(self._reply, b"+WPI")
+            self._bus.send(self.reply, b"+WPI")
 
-    def continues_as(self, again: "WorkItem") -> None:
-        """JetStream handed it out once more while it was being handled: report to that delivery."""
-        self._reply = again._reply
+    def continues_as(self, reply: str) -> None:
+        """JetStream handed it out once more while it is being handled: report to that delivery."""
+        self.reply = reply
+        self.in_progress()
 
     def _settle(self, verb: bytes) -> None:
         if not self.settled:
             self.settled = True
-            self._bus.send(self._reply, verb)
+            self._bus.send(self.reply, verb)
 
 
 WorkHandler = Callable[[WorkItem], Awaitable[None]]
@@ -84,7 +106,8 @@ class WorkQueue:
 
     The handler settles its item. One that returns without settling, or raises, has it delivered
     again after `RETRY_AFTER_S`. While it runs, JetStream is told so every third of `ack_wait_s`;
-    when it hands the item to this queue again all the same, the one handler goes on.
+    when it hands the item out again all the same, to this queue or to another, the first handler
+    goes on.
     """
 
     def __init__(
@@ -110,7 +133,9 @@ class WorkQueue:
         self.max_deliver = max_deliver
         self._inbox = bus.inbox()
         self._handler: WorkHandler | None = None
-        self._subscription: Subscription | None = None
+        self._pulled: Subscription | None = None
+        self._asked_for: Subscription | None = None
+        self._holders = Subjects(subject.partition(".")[0]).holders(stream, consumer)
         self._running: dict[asyncio.Task[None], WorkItem] = {}
         self._asked = 0
         self._heard_at = 0.0
@@ -129,7 +154,8 @@ class WorkQueue:
         """Declare the consumer and begin to fetch. Raises BusError when JetStream refuses."""
         self._handler = handler
         await self._declare()
-        self._subscription = await self._bus.subscribe(f"{self._inbox}.*", self._on_message)
+        self._asked_for = await self._bus.subscribe(self._holders, self._on_question)
+        self._pulled = await self._bus.subscribe(f"{self._inbox}.*", self._on_message)
         self._fetching = True
         self._bus.on_reconnect(self._forget_pull)
         loop = asyncio.get_running_loop()
@@ -155,8 +181,8 @@ class WorkQueue:
     async def drain(self, deadline_s: float) -> None:
         """Fetch nothing more, wait for running items; past the deadline, hand them back."""
         self._fetching = False
-        if self._subscription is not None:
-            await self._subscription.close()
+        if self._pulled is not None:
+            await self._pulled.close()
         if self._running:
             await asyncio.wait(list(self._running), timeout=deadline_s)
         leftover = list(self._running.items())
@@ -164,6 +190,8 @@ class WorkQueue:
             task.cancel()
         if leftover:
             await asyncio.wait([task for task, _ in leftover], timeout=5)
+        if self._asked_for is not None:
+            await self._asked_for.close()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -201,9 +229,8 @@ class WorkQueue:
         item = WorkItem(self._bus, message, self)
         here = self._unsettled(item.seq) if item.delivery > 1 else None
         if here is not None:
-            # Our reports were lost with the consumer's leader. A second handler would only fence
-            # the first, and what it has done so far would be done again.
-            here.continues_as(item)
+            # A second handler would only fence the first, and what it has done be done again.
+            here.continues_as(item.reply)
         else:
             self._start_handler(item)
         if self._asked == 0:
@@ -230,10 +257,32 @@ class WorkQueue:
         # 409 and 503 (the leader has changed, or there is none) are left to _keep_pulling: a
         # request at once would only be refused again.
 
+    async def _is_held(self, item: WorkItem) -> bool:
+        """Whether somebody else still handles it, and has taken this delivery for its own."""
+        question = msgspec.msgpack.encode(_IsHeld(item.seq, item.reply, self._inbox))
+        try:
+            await self._bus.request(self._holders, question, timeout_s=HOLDER_ANSWERS_S)
+        except BusError:
+            return False
+        return True
+
+    def _on_question(self, message: Message) -> None:
+        try:
+            question = _is_held_decoder.decode(message.data)
+        except msgspec.DecodeError:
+            return
+        item = self._unsettled(question.seq) if question.asker != self._inbox else None
+        if item is not None:
+            item.continues_as(question.reply)
+            self._bus.send(message.reply, b"")
+
     async def _handle(self, item: WorkItem) -> None:
         handler = self._handler
         assert handler is not None
         try:
+            if item.delivery > 1 and await self._is_held(item):
+                item.abandon()
+                return
             await handler(item)
             if not item.settled:
                 item.nak(RETRY_AFTER_S)

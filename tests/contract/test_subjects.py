@@ -24,6 +24,7 @@ def test_every_subject_and_stream_name_is_what_operators_were_told() -> None:
     assert s.persist("sess", SID, "a0") == f"braid.persist.sess.{SID}.a0"
     assert s.persist_session("sess") == "braid.persist.sess.>"
     assert s.persist_stream(SID) == f"braid.persist.*.{SID}.>"
+    assert s.holders("BRAID_TASKS", "worker") == "braid.holders.BRAID_TASKS.worker"
     assert s.events(SID) == f"braid.events.0.{SID}"
     assert s.live(SID) == f"braid.live.0.{SID}"
     assert s.chunks(SID) == f"braid.chunks.{SID}"

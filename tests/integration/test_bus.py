@@ -187,34 +187,56 @@ async def test_long_work_is_not_given_to_anybody_else_while_it_is_in_progress(
         assert deliveries == [1]
 
 
-async def test_an_item_that_comes_again_while_it_is_handled_is_not_handled_twice(
-    bus_settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reports of progress are lost while a cluster elects a leader, and leases run out."""
-    monkeypatch.setattr(WorkItem, "in_progress", lambda _item: None)
+def mute_until_told_again(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Progress goes unheard, as while a cluster elects a leader, until the item has come again."""
     again = asyncio.Event()
-    continues_as = WorkItem.continues_as
+    in_progress, continues_as = WorkItem.in_progress, WorkItem.continues_as
 
-    def on_again(here: WorkItem, there: WorkItem) -> None:
-        continues_as(here, there)
+    def on_progress(item: WorkItem) -> None:
+        if again.is_set():
+            in_progress(item)
+
+    def on_again(item: WorkItem, reply: str) -> None:
         again.set()
+        continues_as(item, reply)
 
+    monkeypatch.setattr(WorkItem, "in_progress", on_progress)
     monkeypatch.setattr(WorkItem, "continues_as", on_again)
-    async with link_of(bus_settings) as link:
-        queue = queue_of(link, ack_wait_s=0.3)
-        starts: list[int] = []
+    return again
+
+
+@pytest.mark.parametrize("queues", [1, 3])
+async def test_an_item_that_comes_again_while_it_is_handled_is_handled_once(
+    queues: int, bus_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By whomever it is taken the second time."""
+    again = mute_until_told_again(monkeypatch)
+    async with link_of(bus_settings) as link, link_of(bus_settings) as other:
+        started: list[WorkItem] = []
+        released = asyncio.Event()
 
         async def work(item: WorkItem) -> None:
-            starts.append(item.delivery)
-            await again.wait()
+            started.append(item)
+            await released.wait()
             item.ack()
 
-        await queue.start(work)
+        # One slot: once it is taken, the queue does not ask for more.
+        slots = 4 if queues == 1 else 1
+        places = (link, other, other)[:queues]
+        first, *others = [queue_of(at, slots, ack_wait_s=0.3) for at in places]
+        await first.start(work)
         await link.publisher.publish(link.subjects.task("default", "normal"), b"x")
-        await until(lambda: bool(starts) and queue.running == 0)
-        await queue.drain(1)
+        await until(lambda: bool(started))
+        for queue in others:
+            await queue.start(work)
+        await asyncio.wait_for(again.wait(), 5)
+        await until(lambda: not any(queue.running for queue in others))
+        released.set()
+        await until(lambda: first.running == 0)
+        for queue in (first, *others):
+            await queue.drain(1)
         info = await link.bus.jetstream().stream_info(link.subjects.tasks_stream)
-        assert (starts, info.state.messages) == ([1], 0)
+        assert ([item.delivery for item in started], info.state.messages) == ([1], 0)
 
 
 async def test_a_pull_request_nobody_remembers_is_made_again_before_it_would_expire(
