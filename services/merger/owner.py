@@ -126,6 +126,8 @@ class Owner:
                 return True
             except Fenced as fenced:
                 last = fenced.last
+                if last is not None and _is_owned(decode_record(last.payload)):
+                    raise  # we were away with the first delivery, and a later one is at work
         else:
             last = await self._link.log.last(self._sid)
         for _ in range(CLAIM_TRIES):
@@ -334,3 +336,8 @@ class Owner:
 
     def _tell(self, control: Hello | StreamClosed) -> None:
         self._link.bus.send(self._link.subjects.control(self._sid), msgpack_encoder.encode(control))
+
+
+def _is_owned(last: Record) -> bool:
+    """Somebody has claimed the stream, and not ended it."""
+    return last.epoch > 0 and not last.finished

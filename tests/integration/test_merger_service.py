@@ -7,6 +7,8 @@ import pytest
 
 from deploy.mesh.nats_server import NatsServer
 from deploy.mesh.ports import free_ports
+from services.merger.acks import Acks
+from services.merger.owner import Owner, Surroundings
 from services.merger.service import Merger, build
 from shared.bus import CancelMarks, Fenced, Link, WorkItem, WorkQueue
 from shared.events import (
@@ -33,6 +35,7 @@ from shared.messages import (
     transcript_decoder,
 )
 from shared.settings import MIB, Settings
+from shared.telemetry import Counters
 from tests.support.meshkit import (
     FakeWorker,
     accepted,
@@ -143,6 +146,46 @@ async def test_another_merger_goes_on_from_the_checkpoint_and_the_zombie_is_fenc
         assert [record.epoch for record in records] == sorted(r.epoch for r in records)
         assert records[-1].epoch == claim.epoch + 1
         await first.drain()
+
+
+async def test_a_merger_that_wakes_with_a_first_delivery_leaves_the_stream_to_its_owner(
+    bus_settings: Settings,
+) -> None:
+    """It was stopped before it had read the item, which was handed to another after the lease."""
+    async with link_of(bus_settings) as link:
+        item = await accepted(link, ["m"])
+        worker = FakeWorker(link, item.sid)
+        await worker.start()
+        late: list[WorkItem] = []
+
+        async def take(first: WorkItem) -> None:
+            late.append(first)
+            first.nak()
+
+        queue = WorkQueue(
+            link.bus,
+            stream=link.subjects.merges_stream,
+            consumer="merger",
+            subject=link.subjects.all("merge"),
+            slots=1,
+            ack_wait_s=5,
+            max_deliver=5,
+        )
+        await queue.start(take)
+        await order_merge(link, item)
+        await until(lambda: bool(late))
+        await queue.drain(1)
+        async with running(build(bus_settings)):
+            await worker.deliver(say(0, "one "))
+            first, counters = late[0], Counters()
+            first.settled = False
+            marks = CancelMarks(link.bus, link.subjects)
+            around = Surroundings(link, marks, Acks(link.bus), counters)
+            await Owner(around, first, item, total_s=60.0).run()
+            assert (counters["fenced"], first.settled) == (1, True)
+            await worker.deliver(say(1, "two", end=STOP))
+            records = await finished_log(link, item.sid)
+            assert {record.epoch for record in records} == {0, 1}
 
 
 async def test_a_merger_that_is_told_to_stop_hands_its_streams_over(bus_settings: Settings) -> None:
