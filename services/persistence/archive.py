@@ -36,7 +36,8 @@ SELECT id, session_id, sid, user_id, role, branch, section, model, status, conte
     tool_calls::text, finish_reason, usage::text, ttft_ms, duration_ms, created_at, position
 FROM messages WHERE sid = %s AND user_id = %s ORDER BY position
 """
-IS_KNOWN = "SELECT EXISTS (SELECT FROM messages WHERE sid = %s)"
+# The user's own rows may have come since.
+IS_FOREIGN = "SELECT EXISTS (SELECT FROM messages WHERE sid = %s AND user_id <> %s)"
 
 
 class Archive:
@@ -95,10 +96,11 @@ class Archive:
         async with self._turn:
             if not self._breaker.allows():
                 return TranscriptPart("away")
-            rows = await self._lane.query(TURN, [question.sid, question.user_id])
+            whose = [question.sid, question.user_id]
+            rows = await self._lane.query(TURN, whose)
             if not rows:
-                [[is_known]] = await self._lane.query(IS_KNOWN, [question.sid])
-                return TranscriptPart("foreign" if is_known else "unknown")
+                [[is_foreign]] = await self._lane.query(IS_FOREIGN, whose)
+                return TranscriptPart("foreign" if is_foreign else "unknown")
         turn = msgpack_encoder.encode([transcript_of(MessageRow(*row)) for row in rows])
         part = turn[question.offset : question.offset + self._part_bytes]
         return TranscriptPart("found", part, len(turn))
