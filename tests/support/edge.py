@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ class Heard:
     """What a reader was sent: events with their ids, comments, and the reconnect delay."""
 
     events: list[tuple[int | None, dict[str, Any]]] = field(default_factory=list)
+    blocks: list[bytes] = field(default_factory=list)
+    """The numbered events, byte for byte."""
     comments: list[str] = field(default_factory=list)
     retry_ms: int | None = None
 
@@ -75,11 +77,12 @@ class Follower:
 
     async def _block(self) -> bool:
         try:
-            block = (await self.answer.content.readuntil(b"\n\n")).decode()
-        except aiohttp.ClientPayloadError:
+            raw = await self.answer.content.readuntil(b"\n\n")
+        except (aiohttp.ClientError, ConnectionError):
             return False
-        if not block:
+        if not raw:
             return False
+        block = raw.decode()
         assert block.endswith("\n\n"), "an event was cut off"
         assert "\r" not in block
         n: int | None = None
@@ -97,6 +100,8 @@ class Follower:
                     self.heard.events.append((n, json.loads(value)))
                 case _:
                     raise AssertionError(line)
+        if n is not None:
+            self.heard.blocks.append(raw)
         return True
 
 
@@ -219,8 +224,13 @@ async def running_edge(
         await service.drain()
 
 
+def client_of(service: EdgeService) -> AbstractAsyncContextManager[aiohttp.ClientSession]:
+    url = f"http://127.0.0.1:{service.port}"
+    return session_of(url, timeout=aiohttp.ClientTimeout(total=20))
+
+
 @asynccontextmanager
-async def client_of(service: EdgeService) -> AsyncIterator[aiohttp.ClientSession]:
+async def session_of(url: str, **options: Any) -> AsyncIterator[aiohttp.ClientSession]:
     """A client that closes every answer at the end, read or not."""
     answers: list[aiohttp.ClientResponse] = []
 
@@ -229,11 +239,9 @@ async def client_of(service: EdgeService) -> AsyncIterator[aiohttp.ClientSession
 
     tracing = aiohttp.TraceConfig()
     tracing.on_request_end.append(keep)
-    async with aiohttp.ClientSession(
-        f"http://127.0.0.1:{service.port}",
-        timeout=aiohttp.ClientTimeout(total=20),
-        trace_configs=[tracing],
-    ) as http:
-        yield http
-        for answer in answers:
-            answer.close()
+    async with aiohttp.ClientSession(url, trace_configs=[tracing], **options) as http:
+        try:
+            yield http
+        finally:
+            for answer in answers:
+                answer.close()
