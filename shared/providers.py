@@ -45,7 +45,7 @@ class Capabilities(BaseModel):
     continue_partial: bool = False
     """It continues an assistant message that was cut off."""
     relaxed_end: bool = False
-    """Its streams may end without [DONE]; a finish reason is enough."""
+    """Its streams may end with [DONE] but no finish reason: that counts as `stop`."""
 
 
 class Provider(BaseModel):
