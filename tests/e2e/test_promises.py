@@ -27,7 +27,7 @@ async def test_a_reader_whose_edge_is_killed_resumes_on_the_other_at_the_exact_e
         first = (await follower.to_the_end()).blocks
     assert b'"type":"done"' not in b"".join(first)
     resumed = await client.follow(sid, len(first))
-    assert client.edge_of(resumed) == "edge-2"
+    assert client.edges_of(resumed) == {"edge-2"}
     second = (await resumed.to_the_end()).blocks
     assert first + second == await client.whole(sid)
     assert events_in(second)[-1]["type"] == "done"
@@ -61,7 +61,7 @@ async def test_the_same_start_from_everywhere_at_once_is_one_generation(
     ask: dict[str, Any] = {"sim": LONG}
     ask |= {"sid": name} if way == "id" else {"headers": {"Idempotency-Key": name}}
     followers = await asyncio.gather(*(client.start(**ask) for _ in range(20)))
-    assert {client.edge_of(follower) for follower in followers} == {"edge-1", "edge-2"}
+    assert client.edges_of(*followers) == {"edge-1", "edge-2"}
     heard = await asyncio.gather(*(follower.to_the_end() for follower in followers))
     [sid] = {each.opening["stream_id"] for each in heard}
     assert len({b"".join(each.blocks) for each in heard}) == 1

@@ -121,14 +121,15 @@ class Mesh:
             return False
         return all(counts.get(service, 0) >= self.copies for service in SERVICES)
 
-    def edge_at(self, port: int) -> str | None:
-        """The edge that holds a connection of this client port."""
+    def edges_at(self, ports: set[int]) -> set[str]:
+        """The edges that hold connections of these client ports."""
+        edges = set()
         for number in range(1, self.copies + 1):
             with suppress(KeyError, psutil.NoSuchProcess):  # killed a moment ago
                 held = self.process(f"edge-{number}").net_connections("tcp")
-                if any(each.raddr and each.raddr.port == port for each in held):
-                    return f"edge-{number}"
-        return None
+                if any(each.raddr and each.raddr.port in ports for each in held):
+                    edges.add(f"edge-{number}")
+        return edges
 
     # What is inside ------------------------------------------------------------------------
 
@@ -255,15 +256,15 @@ class Client:
         assert heard.types[-1] == "done"
         return str(heard.opening["stream_id"])
 
-    def edge_of(self, follower: Follower) -> str:
-        """Which edge has the other end of a connection that is still in use."""
-        connection = follower.answer.connection
-        assert connection is not None
-        assert connection.transport is not None
-        port = connection.transport.get_extra_info("sockname")[1]
-        edge = self.mesh.edge_at(port)
-        assert edge is not None
-        return edge
+    def edges_of(self, *followers: Follower) -> set[str]:
+        """Which edges have the other ends of connections that are still in use."""
+        ports = set()
+        for follower in followers:
+            connection = follower.answer.connection
+            assert connection is not None, "the answer has ended"
+            assert connection.transport is not None
+            ports.add(connection.transport.get_extra_info("sockname")[1])
+        return self.mesh.edges_at(ports)
 
 
 @asynccontextmanager
@@ -286,7 +287,7 @@ async def client_at(mesh: Mesh, edge: str) -> AsyncIterator[Client]:
         async with session_of(mesh.url, connector=connector) as http:
             async with http.get("/healthz") as answer:
                 await answer.read()
-            if mesh.edge_at(made[-1].getsockname()[1]) == edge:
+            if mesh.edges_at({made[-1].getsockname()[1]}) == {edge}:
                 yield Client(mesh, http)
                 return
     raise AssertionError(f"no connection came to {edge}")
