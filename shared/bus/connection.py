@@ -1,13 +1,14 @@
 """One NATS connection, with sending that never waits and a watch over a silent death."""
 
 import asyncio
+import random
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 from nats import errors as nats_errors
-from nats.aio.client import Client
+from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
@@ -21,8 +22,9 @@ MAX_OUTBOX_BYTES = 32 * 1024 * 1024
 """Beyond this, `send` drops and counts: every protocol of the mesh sends again."""
 
 RECONNECT_WAIT_S = 0.2
-RTT_EVERY_S = 2.0
-RTT_TIMEOUT_S = 3
+RTT_EVERY_S = 1.0
+RTT_TIMEOUT_S = 2
+"""A server that hangs is left within three seconds, before the leases of work items run out."""
 
 
 class BusError(Exception):
@@ -71,6 +73,8 @@ class Bus:
         self._idle = asyncio.Event()
         self._idle.set()
         self._closing = False
+        self._server = ""
+        """Host and port of the server in use, or that was last in use."""
         self._on_reconnect: list[Callable[[], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -94,6 +98,7 @@ class Bus:
                     allow_reconnect=True,
                     skip_subject_validation=True,
                     error_cb=bus._error,
+                    reconnect_to_server_handler=bus._choose_server,
                     disconnected_cb=bus._disconnected,
                     reconnected_cb=bus._reconnected,
                 )
@@ -101,6 +106,7 @@ class Bus:
             await nc.close()
             shown = mask_url(url)
             raise BusError(f"can't reach NATS at {shown}: {error or 'no answer'}") from error
+        bus._remember_server()
         loop = asyncio.get_running_loop()
         bus._tasks = [
             loop.create_task(bus._write(), name=f"{name}.write"),
@@ -235,6 +241,19 @@ class Bus:
         if writer is not None:
             writer.transport.abort()
 
+    def _choose_server(self, servers: list[Server], _info: dict[str, Any]) -> tuple[Server, float]:
+        """Where to reconnect, and after which pause: to the one that was just lost last of all. One
+        that hangs takes connections, and two seconds are gone before it is known for what it is."""
+        choice = min(
+            servers,
+            key=lambda each: (each.reconnects, each.uri.netloc == self._server, random.random()),  # noqa: S311
+        )
+        return choice, RECONNECT_WAIT_S if choice.reconnects else 0.0
+
+    def _remember_server(self) -> None:
+        url = self._nc.connected_url
+        self._server = url.netloc if url is not None else ""
+
     async def _error(self, error: Exception) -> None:
         if isinstance(error, nats_errors.SlowConsumerError):
             self.dropped += 1
@@ -245,6 +264,7 @@ class Bus:
             log.warning("bus.disconnected", bus=self.name)
 
     async def _reconnected(self) -> None:
+        self._remember_server()
         log.info("bus.reconnected", bus=self.name)
         for callback in self._on_reconnect:
             callback()

@@ -7,12 +7,17 @@ import asyncio
 import itertools
 
 import msgspec
+import structlog
 from msgspec import Struct
 
 from shared.bus.connection import Bus, BusError, Message, Subscription, status_of
 
+log = structlog.get_logger()
+
 WRONG_LAST_SEQUENCE = 10071
 SWEEP_EVERY_S = 0.25
+SLOW_S = 3.0
+"""A publish that takes longer is worth a line in the log."""
 
 
 class PublishRefused(Exception):
@@ -136,18 +141,28 @@ class Publisher:
             headers["Nats-Msg-Id"] = msg_id
         if expected_seq is not None:
             headers["Nats-Expected-Last-Subject-Sequence"] = str(expected_seq)
-        give_up_at = asyncio.get_running_loop().time() + patience_s
+        clock = asyncio.get_running_loop().time
+        began_at = clock()
         backoff_s = 0.02
+        tries = 0
+        reason: Exception | None = None
         while True:
+            tries += 1
             try:
-                return await self.publish_once(subject, payload, headers or None)
+                ack = await self.publish_once(subject, payload, headers or None)
             except PublishRefused as refused:
                 if refused.code not in RETRYABLE_CODES:
                     raise
-                reason: Exception = refused
+                reason = refused
             except BusError as error:
                 reason = error
-            if asyncio.get_running_loop().time() + backoff_s > give_up_at:
+            else:
+                if (took_s := clock() - began_at) > SLOW_S:
+                    log.warning(
+                        "bus.publish_slow", took_s=round(took_s, 2), tries=tries, reason=str(reason)
+                    )
+                return ack
+            if clock() + backoff_s > began_at + patience_s:
                 raise BusError(f"not stored within {patience_s:g} s: {reason}") from reason
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, 1.0)

@@ -263,8 +263,17 @@ class WorkQueue:
         try:
             await self._bus.request(self._holders, question, timeout_s=HOLDER_ANSWERS_S)
         except BusError:
-            return False
-        return True
+            is_held = False
+        else:
+            is_held = True
+        log.info(
+            "queue.redelivered",
+            consumer=self._consumer,
+            item=item.seq,
+            delivery=item.delivery,
+            held=is_held,
+        )
+        return is_held
 
     def _on_question(self, message: Message) -> None:
         try:

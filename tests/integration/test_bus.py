@@ -285,9 +285,11 @@ async def test_work_of_a_frozen_process_goes_to_a_living_one_when_its_lease_is_o
             await one.publisher.publish(one.subjects.task("default", "normal"), b"%d" % number)
         await until(lambda: len(taken) == 12)
         frozen._fetching = False
-        frozen._start_handler = lambda _item: None  # type: ignore[method-assign]
+        frozen._start_handler = lambda item: None  # type: ignore[method-assign]
         for loop in frozen._loops:
             loop.cancel()
+        assert frozen._asked_for is not None
+        await frozen._asked_for.close()
         await living.start(work)
         await until(lambda: len(deliveries) == 12)
         await living.drain(1)

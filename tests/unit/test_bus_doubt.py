@@ -2,11 +2,14 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+from nats.aio.client import Client, Server
 
-from shared.bus import BusError, EventLog, Fenced, WrongSequence
+from shared.bus import Bus, BusError, EventLog, Fenced, WrongSequence
+from shared.bus.connection import RECONNECT_WAIT_S
 from shared.bus.patience import Refused, patiently
 from shared.bus.publisher import PubAck
 from shared.ids import new_sid
@@ -93,3 +96,15 @@ async def test_patience_ends_at_once_when_no_means_no() -> None:
         with pytest.raises(BusError, match="no leader"):
             await patiently(fail, 0.1, first_s=0.01)
     assert len(tries) > 2
+
+
+def test_a_server_that_was_just_lost_is_tried_last_and_a_pause_follows_each_round() -> None:
+    """One that hangs takes connections, and costs two seconds before it is given up again."""
+    bus = Bus(Client(), "test")
+    bus._server = "one:4222"
+    one, two = (Server(urlsplit(f"nats://{host}:4222")) for host in ("one", "two"))  # type: ignore[arg-type]
+    assert bus._choose_server([one, two], {}) == (two, 0.0)
+    two.reconnects = 1
+    assert bus._choose_server([one, two], {}) == (one, 0.0)
+    one.reconnects = 1
+    assert bus._choose_server([one, two], {}) == (two, RECONNECT_WAIT_S)
