@@ -343,3 +343,39 @@ async def test_the_answer_of_a_lost_ack_is_found_in_the_log(bus_settings: Settin
         ]
         assert len(set(seqs)) == 1
         assert len(await records_until(link, item.sid, lambda r: len(r) == 2)) == 2
+
+
+async def test_an_item_that_was_handed_out_too_often_ends_its_stream_with_an_error(
+    bus_settings: Settings,
+) -> None:
+    """Whatever kills its owners, a reader does not wait for ever."""
+    strict = bus_settings.model_copy(update={"max_deliver": 1})
+    async with link_of(strict) as link:
+        item = await accepted(link, ["m"])
+        await order_merge(link, item)
+        deliveries: list[int] = []
+
+        async def give_back(work: WorkItem) -> None:
+            deliveries.append(work.delivery)
+            work.nak()
+            await asyncio.Event().wait()
+
+        queue = WorkQueue(
+            link.bus,
+            stream=link.subjects.merges_stream,
+            consumer="merger",
+            subject=link.subjects.all("merge"),
+            slots=1,
+            ack_wait_s=strict.ack_wait_s,
+            max_deliver=strict.max_deliver,
+        )
+        await queue.start(give_back)
+        await until(lambda: deliveries == [1])
+        await queue.drain(0)
+        async with running(build(strict)):
+            records = await finished_log(link, item.sid)
+            terminal = records[-1].events[-1]
+            assert isinstance(terminal, Failed)
+            assert (terminal.code, terminal.retryable) == ("attempts_exhausted", True)
+            (answer,) = await transcripts_of(link, 1)
+            assert getattr(answer, "status", "") == "failed"
