@@ -14,10 +14,10 @@ import click
 
 from tests.chaos import campaign, journals
 from tests.chaos.checker import check
-from tests.chaos.options import ALL, Kind, Options, Victim
+from tests.chaos.options import ALL, IN_A_CLUSTER, Kind, Options, Victim
 from tests.chaos.report import Told, render
 
-CHOICES = [f"{service}:{kind}" for service, kind in (*ALL, ("nats", "stop"))]
+CHOICES = [f"{service}:{kind}" for service, kind in IN_A_CLUSTER]
 
 
 @click.command(context_settings={"auto_envvar_prefix": "CHAOS", "show_default": True})
@@ -61,7 +61,8 @@ def main(
                     kills=kills,
                     streams=streams,
                     concurrency=concurrency,
-                    victims=tuple(map(_victim, victims)) or ALL,
+                    victims=tuple(map(_victim, victims))
+                    or (ALL if nats_nodes == "1" else IN_A_CLUSTER),
                     gap_s=gap_s,
                     overlap=overlap,
                     copies=copies,

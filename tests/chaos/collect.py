@@ -34,7 +34,7 @@ class Collector:
         self._mesh = mesh
         self._nats_url: str = facts["nats_url"]
         self._postgres_url: str = facts["postgres_url"]
-        self._subjects = Subjects(facts["prefix"])
+        self._subjects = Subjects(facts["prefix"], facts["event_shards"])
 
     async def drained(self) -> tuple[dict[str, int], float]:
         """Wait until the work queues are empty; what is left in them, and how long it took."""

@@ -17,6 +17,8 @@ ALL: tuple[Victim, ...] = (
     *((service, "stop") for service in SERVICES),
     ("nats", "kill"),
 )
+"""Without a frozen NATS server: one that is alone stops everything, which proves nothing."""
+IN_A_CLUSTER: tuple[Victim, ...] = (*ALL, ("nats", "stop"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
