@@ -29,6 +29,7 @@ from shared.messages import (
     BranchEnd,
     CancelRequested,
     Chunk,
+    MergeStream,
     Transcript,
     msgpack_encoder,
     standing_decoder,
@@ -54,6 +55,15 @@ STOP = BranchEnd(finish_reason="stop", model="m")
 
 def say(k: int, words: str, attempt: int = 0, **kwargs: object) -> Chunk:
     return Chunk(0, attempt, k, (Delta(0, words),), **kwargs)  # type: ignore[arg-type]
+
+
+async def begun(link: Link) -> tuple[MergeStream, FakeWorker]:
+    """An accepted stream whose merge item is queued, and a worker for its branch."""
+    item = await accepted(link, ["m"])
+    worker = FakeWorker(link, item.sid)
+    await worker.start()
+    await order_merge(link, item)
+    return item, worker
 
 
 async def transcripts_of(link: Link, count: int) -> list[Transcript]:
@@ -83,10 +93,7 @@ async def test_chunks_become_numbered_records_a_terminal_and_a_transcript(
     bus_settings: Settings,
 ) -> None:
     async with link_of(bus_settings) as link, running(build(bus_settings)):
-        item = await accepted(link, ["m"])
-        worker = FakeWorker(link, item.sid)
-        await worker.start()
-        await order_merge(link, item)
+        item, worker = await begun(link)
         await worker.deliver(say(0, "Hello "), say(1, "world", end=STOP))
         records = await finished_log(link, item.sid)
         events = [event for record in records for event in record.events]
@@ -107,10 +114,7 @@ async def test_chunks_become_numbered_records_a_terminal_and_a_transcript(
 
 async def test_a_chunk_is_acknowledged_only_when_it_is_in_the_log(bus_settings: Settings) -> None:
     async with link_of(bus_settings) as link, running(build(bus_settings)):
-        item = await accepted(link, ["m"])
-        worker = FakeWorker(link, item.sid)
-        await worker.start()
-        await order_merge(link, item)
+        item, worker = await begun(link)
         for k in range(20):
             await worker.deliver(say(k, f"{k} "))
             committed = fold(await records_of(link, item.sid)).branches[0].text
@@ -124,10 +128,7 @@ async def test_another_merger_goes_on_from_the_checkpoint_and_the_zombie_is_fenc
     first = Merger(impatient)
     async with link_of(impatient) as link:
         await first.start()
-        item = await accepted(link, ["m"])
-        worker = FakeWorker(link, item.sid)
-        await worker.start()
-        await order_merge(link, item)
+        item, worker = await begun(link)
         await worker.deliver(say(0, "one "))
         # A usurper claims the log: for the first owner this is what waking up as a zombie is like.
         last = await link.log.last(item.sid)
@@ -192,10 +193,7 @@ async def test_a_merger_that_is_told_to_stop_hands_its_streams_over(bus_settings
     async with link_of(bus_settings) as link:
         first, second = Merger(bus_settings), Merger(bus_settings)
         await first.start()
-        item = await accepted(link, ["m"])
-        worker = FakeWorker(link, item.sid)
-        await worker.start()
-        await order_merge(link, item)
+        item, worker = await begun(link)
         await worker.deliver(say(0, "one "))
         await second.start()
         await first.drain()
@@ -221,10 +219,7 @@ async def test_cancelling_keeps_what_was_said_and_tells_the_worker_to_stop(
     bus_settings: Settings,
 ) -> None:
     async with link_of(bus_settings) as link, running(build(bus_settings)):
-        item = await accepted(link, ["m"])
-        worker = FakeWorker(link, item.sid)
-        await worker.start()
-        await order_merge(link, item)
+        item, worker = await begun(link)
         await worker.deliver(say(0, "half an ans"))
         await CancelMarks(link.bus, link.subjects).set(item.sid, "user")
         poke = msgpack_encoder.encode(CancelRequested(sid=item.sid))

@@ -21,20 +21,8 @@ from shared.events import (
 from shared.fold import BranchView, fold
 from shared.messages import GenerateBranch
 from shared.settings import Settings
-from tests.support.meshkit import accepted, finished_log, link_of, order_merge, running
-from tests.support.workerkit import a_task, order_branch, settled, simulating, working
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Simulator]:
-    async with simulating() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-async def link(bus_settings: Settings) -> AsyncIterator[Link]:
-    async with link_of(bus_settings) as opened:
-        yield opened
+from tests.support.meshkit import accepted, finished_log, order_merge, running
+from tests.support.workerkit import a_task, order_branch, settled, working
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """A task becomes chunks of one branch, and is settled when the merger has them."""
 
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from services.worker.service import Worker
 from shared.bus import Link, discover
 from shared.ids import new_sid
 from shared.settings import Settings
-from tests.support.meshkit import link_of, until
+from tests.support.meshkit import until
 from tests.support.workerkit import (
     a_task,
     merging,
@@ -22,7 +21,6 @@ from tests.support.workerkit import (
     run,
     serving,
     settled,
-    simulating,
     working,
 )
 
@@ -33,24 +31,6 @@ data: {"choices":[{"delta":{},"finish_reason":"stop"}]}
 data: [DONE]
 
 """
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Simulator]:
-    async with simulating() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-async def link(bus_settings: Settings) -> AsyncIterator[Link]:
-    async with link_of(bus_settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def worker(bus_settings: Settings, upstream: Simulator) -> AsyncIterator[Worker]:
-    async with working(bus_settings, openai_base_url=upstream.base_url) as service:
-        yield service
 
 
 async def test_a_branch_is_what_the_upstream_said(link: Link, worker: Worker) -> None:

@@ -1,6 +1,5 @@
 """Every fault of an upstream ends in what was promised: retried, kept, or said; never spliced."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -12,29 +11,10 @@ from services.worker.service import Worker
 from shared.bus import Link
 from shared.messages import GenerateBranch, Timeouts
 from shared.settings import Settings
-from tests.support.meshkit import link_of
-from tests.support.workerkit import FakeMerger, a_task, run, serving, simulating, working
+from tests.support.workerkit import FakeMerger, a_task, run, serving, working
 
 LONG_S = 30.0
 SHORT_S = 0.15
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Simulator]:
-    async with simulating() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-async def link(bus_settings: Settings) -> AsyncIterator[Link]:
-    async with link_of(bus_settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-async def worker(bus_settings: Settings, upstream: Simulator) -> AsyncIterator[Worker]:
-    async with working(bus_settings, openai_base_url=upstream.base_url) as service:
-        yield service
 
 
 def faulty(fault: str, *, task: dict[str, Any] | None = None, **sim: Any) -> GenerateBranch:

@@ -1,8 +1,6 @@
 """Between worker and merger nothing is lost, spliced or left running, whoever is away."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
@@ -15,16 +13,18 @@ from shared.actor import Tasks
 from shared.bus import Link
 from shared.events import Checkpoint, Done, Record, encode_record
 from shared.ids import new_instance_id
-from shared.messages import GenerateBranch, Standing, attempt_number
+from shared.messages import Standing, attempt_number
 from shared.settings import Settings
 from shared.telemetry import Counters
-from tests.support.meshkit import link_of, until
+from tests.support.meshkit import until
 from tests.support.workerkit import (
     a_task,
+    endless,
     merging,
     order_branch,
+    said,
     settled,
-    simulating,
+    talkative,
     tasks_left,
     working,
 )
@@ -32,43 +32,6 @@ from tests.support.workerkit import (
 NEVER_S = 600.0
 SECOND = attempt_number(2, 0)
 """The first attempt of a task's second delivery."""
-
-
-@pytest.fixture
-async def upstream() -> AsyncIterator[Simulator]:
-    async with simulating() as simulator:
-        yield simulator
-
-
-@pytest.fixture
-async def link(bus_settings: Settings) -> AsyncIterator[Link]:
-    async with link_of(bus_settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-def with_upstream(bus_settings: Settings, upstream: Simulator) -> Settings:
-    return bus_settings.model_copy(update={"openai_base_url": upstream.base_url})
-
-
-@pytest.fixture
-async def worker(with_upstream: Settings) -> AsyncIterator[Worker]:
-    async with working(with_upstream) as service:
-        yield service
-
-
-def talkative(
-    tokens: int = 10, *, task: dict[str, Any] | None = None, **sim: Any
-) -> GenerateBranch:
-    return a_task(params={"sim": {"marker": True, "tokens": tokens, **sim}}, **(task or {}))
-
-
-def endless() -> GenerateBranch:
-    return talkative(1_000_000, gap_s=0.01)
-
-
-def said(task: GenerateBranch, attempt: int, tokens: int = 10) -> str:
-    return "".join(f"{task.sid}|0|{attempt}|{index} " for index in range(tokens))
 
 
 async def commit_terminal(link: Link, sid: str) -> None:

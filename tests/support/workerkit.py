@@ -210,3 +210,19 @@ async def tasks_left(link: Link) -> int:
     """Tasks that are not settled."""
     info = await link.bus.jetstream().stream_info(link.subjects.tasks_stream)
     return info.state.messages
+
+
+def talkative(
+    tokens: int = 10, *, task: dict[str, Any] | None = None, **sim: Any
+) -> GenerateBranch:
+    """A task whose answer names its stream, branch, attempt and index in every token."""
+    return a_task(params={"sim": {"marker": True, "tokens": tokens, **sim}}, **(task or {}))
+
+
+def endless() -> GenerateBranch:
+    return talkative(1_000_000, gap_s=0.01)
+
+
+def said(task: GenerateBranch, attempt: int, tokens: int = 10) -> str:
+    """What the answer to a talkative task says."""
+    return "".join(f"{task.sid}|0|{attempt}|{index} " for index in range(tokens))
