@@ -28,7 +28,8 @@ def recoveries(journals: Journals) -> dict[str, list[float]]:
             found[_name(hit)].append(seconds)
     for sid, reading in first.items():
         for hit, claim_s, event_s in _owners(journals, sid, reading, hits):
-            found[_name(hit)].append(claim_s)
+            lost = any(_is_down(other, hit.at, hit.at + claim_s) for other in hits)
+            found[f"{_name(hit)} with nats" if lost else _name(hit)].append(claim_s)
             if event_s is not None:
                 found[f"{hit.service}'s {hit.kind}"].append(event_s)
         for hit, seconds in _attempts(journals, sid, reading, hits):
@@ -57,6 +58,11 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 def _name(hit: Hit) -> str:
     return f"{hit.service} {hit.kind}"
+
+
+def _is_down(hit: Hit, begin: float, end: float) -> bool:
+    """NATS had lost a node in this time, and perhaps its leaders."""
+    return hit.service == "nats" and hit.at <= end and (hit.healed_at or hit.until) >= begin
 
 
 def _latest(hits: list[Hit], services: tuple[str, ...], before: float) -> Hit | None:
