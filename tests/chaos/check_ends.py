@@ -19,6 +19,8 @@ from tests.chaos.journals import (
 )
 
 DEADLINE_GRACE_S = 5.0
+TAKE_OVER_S = 8.0
+"""Until a lost owner is replaced: lease 5 s, and 3 s more."""
 CANCEL_GRACE_S = 10.0
 """A cancel that was answered holds after a take-over at the latest: lease 5 s, and a second try."""
 
@@ -87,7 +89,7 @@ def _check_kind(
     kind = terminal_of(records)
     failed = [event for record in records for event in record.events if _is_failure(event)]
     for event in failed:
-        if not _is_excused(asked, [c for c in calls if c.branch == event["branch"]], hits):
+        if not is_excused(asked, [c for c in calls if c.branch == event["branch"]], hits):
             code = event.get("code", "incomplete")
             yield Violation(
                 "I3",
@@ -111,13 +113,22 @@ def _is_failure(event: dict[str, Any]) -> bool:
     return event["type"] == "branch.error" or event.get("finish_reason") == "incomplete"
 
 
-def _is_excused(asked: Asked, calls: list[Call], hits: list[Hit]) -> bool:
-    """A worker was hit during a call for this branch, or just after it."""
+def is_excused(asked: Asked, calls: list[Call], hits: list[Hit]) -> bool:
+    """A worker was hit while it generated the branch, or held what nobody had acknowledged yet."""
     return asked.mid_stream == "fail" and any(
         hit.service == "worker"
         for call in calls
-        for hit in hits_within(hits, call.started_at, (call.ended_at or math.inf) + 1.0)
+        for hit in hits_within(hits, call.started_at, _held_until(call, hits))
     )
+
+
+def _held_until(call: Call, hits: list[Hit]) -> float:
+    """When a worker had surely been acknowledged: at once, or when a lost owner was replaced."""
+    ended_at = call.ended_at or math.inf
+    lost = any(
+        hit.service in {"merger", "nats"} for hit in hits_within(hits, call.started_at, ended_at)
+    )
+    return ended_at + (TAKE_OVER_S if lost else 1.0)
 
 
 def hits_within(hits: list[Hit], begin: float, end: float) -> list[Hit]:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests import chaos
+from tests.chaos.check_ends import is_excused
 from tests.chaos.checker import INVARIANTS, check
-from tests.chaos.journals import Journals, load
+from tests.chaos.journals import Asked, AskedBranch, Call, Hit, Journals, load
 from tests.chaos.mutants import MUTATIONS
 from tests.chaos.planting import Mutation
 
@@ -46,3 +47,16 @@ def test_the_good_run_has_all_that_can_be_planted_into(good: Journals) -> None:
 
 def test_every_invariant_has_a_mutant() -> None:
     assert set(MUTATIONS) == set(INVARIANTS)
+
+
+@pytest.mark.parametrize("merger_was_lost", [True, False])
+def test_a_branch_may_fail_when_its_worker_dies_with_what_no_owner_had_acknowledged(
+    merger_was_lost: bool,
+) -> None:
+    """The call was over when the worker was killed, but with the merger gone nothing was kept."""
+    asked = Asked("s", "s", "q", [AskedBranch(None, 3)], "fail", 60.0, 0.0, accepted_at=0.0)
+    call = Call("s", 0, 0, started_at=1.0, ended_at=2.0, ended="finished", tokens_sent=3)
+    hits = [Hit("worker", "worker-1", "kill", at=4.0, until=4.0, healed_at=4.5)]
+    if merger_was_lost:
+        hits.append(Hit("merger", "merger-1", "kill", at=1.5, until=1.5, healed_at=2.0))
+    assert is_excused(asked, [call], hits) is merger_was_lost
