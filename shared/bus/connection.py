@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import structlog
 from nats import errors as nats_errors
 from nats.aio.client import Client, Server
-from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription as NatsSubscription
 from nats.js import JetStreamContext
 from nats.js import errors as js_errors
 
+from shared.bus.client import DirectClient
 from shared.settings import mask_url
 
 log = structlog.get_logger()
@@ -48,11 +48,13 @@ Handler = Callable[[Message], None]
 class Subscription:
     """Interest in a subject until `close`."""
 
-    def __init__(self, inner: NatsSubscription) -> None:
+    def __init__(self, nc: DirectClient, inner: NatsSubscription) -> None:
+        self._nc = nc
         self._inner = inner
 
     async def close(self) -> None:
-        """Stop receiving; messages that were not handled yet are discarded."""
+        """Stop receiving: the handler is not called again."""
+        self._nc.direct.pop(self._inner._id, None)
         try:
             await self._inner.unsubscribe()
         except (nats_errors.ConnectionClosedError, nats_errors.BadSubscriptionError):
@@ -62,7 +64,7 @@ class Subscription:
 class Bus:
     """A connection to NATS. Build it with `await Bus.connect(...)`."""
 
-    def __init__(self, nc: Client, name: str) -> None:
+    def __init__(self, nc: DirectClient, name: str) -> None:
         self._nc = nc
         self.name = name
         self.dropped = 0
@@ -84,7 +86,7 @@ class Bus:
 
         Raises BusError when no server answers within `timeout_s`.
         """
-        nc = Client()
+        nc = DirectClient()
         bus = cls(nc, name)
         try:
             async with asyncio.timeout(timeout_s):
@@ -151,32 +153,12 @@ class Bus:
         self._wake.set()
         self._idle.clear()
 
-    async def subscribe(
-        self,
-        subject: str,
-        handler: Handler,
-        *,
-        queue: str = "",
-        max_msgs: int = 64 * 1024,
-        max_bytes: int = 64 * 1024 * 1024,
-    ) -> Subscription:
-        """Call `handler` for every message, one after another.
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        """Call `handler` for every message, one after another, as it is read.
 
-        Beyond `max_msgs` or `max_bytes` waiting, messages are dropped and counted: whoever needs
-        them all must notice the gap and ask again.
+        What it raises is logged. It must not block: nothing else is read meanwhile.
         """
-
-        async def deliver(message: Msg) -> None:
-            handler(message)
-
-        inner = await self._nc.subscribe(
-            subject,
-            queue=queue,
-            cb=deliver,
-            pending_msgs_limit=max_msgs,
-            pending_bytes_limit=max_bytes,
-        )
-        return Subscription(inner)
+        return Subscription(self._nc, await self._nc.subscribe_directly(subject, queue, handler))
 
     async def request(self, subject: str, payload: bytes, *, timeout_s: float = 2.0) -> Message:
         """Ask and wait for one answer. Raises BusError when there is none."""

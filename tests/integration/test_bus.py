@@ -10,6 +10,7 @@ from shared.bus import (
     BusError,
     CancelMarks,
     Link,
+    Message,
     StreamExists,
     WorkItem,
     WorkQueue,
@@ -355,3 +356,35 @@ async def test_a_restarted_server_finds_its_clients_again(
         await until(lambda: bool(reconnects))
         link.bus.send("t.echo", b"after")
         await until(lambda: heard == [b"after"])
+
+
+async def test_a_handler_that_raises_does_not_take_the_connection_with_it(
+    bus_settings: Settings,
+) -> None:
+    async with link_of(bus_settings) as link:
+        heard: list[bytes] = []
+
+        def stumble(message: Message) -> None:
+            if message.data == b"bad":
+                raise ValueError("not for me")
+            heard.append(message.data)
+
+        await link.bus.subscribe("t.stumble", stumble)
+        for data in (b"one", b"bad", b"two"):
+            link.bus.send("t.stumble", data)
+        await until(lambda: heard == [b"one", b"two"])
+        assert link.bus.connected
+
+
+async def test_a_closed_subscription_hears_nothing_more(bus_settings: Settings) -> None:
+    async with link_of(bus_settings) as link:
+        heard: list[bytes] = []
+        closed = await link.bus.subscribe("t.close", lambda message: heard.append(message.data))
+        open_ = await link.bus.subscribe(
+            "t.close", lambda message: heard.append(message.subject.encode())
+        )
+        await closed.close()
+        link.bus.send("t.close", b"x")
+        await until(lambda: bool(heard))
+        assert heard == [b"t.close"]
+        await open_.close()
