@@ -81,6 +81,8 @@ class Owner:
         """Ack subject of the worker that last sent a chunk of a branch."""
         self._states: tuple[BranchState, ...] = ()
         """The committed state of every branch."""
+        self._over = False
+        """The terminal is committed."""
         self._questions: list[tuple[AskStanding, str]] = []
         self._poked = False
         """A cancel mark may have been set."""
@@ -225,6 +227,7 @@ class Owner:
         self._counters["events"] += len(record.events)
         if self._view is not None:
             self._view.apply(record)
+        self._over = record.finished
         before, self._states = self._states, record.checkpoint.branches
         self._acknowledge(before, closing=record.finished)
         return True
@@ -284,10 +287,18 @@ class Owner:
         if verdict is Verdict.FENCED:
             state = "fenced"
         elif verdict is Verdict.CLOSED:
+            if not self._is_over(chunk.branch):
+                return  # told now, a worker would forget what only this process has
             state = "closed"
         k = chunk.k if verdict is Verdict.CLOSED else self._committed(chunk.branch, chunk.attempt)
         ack = Ack(self._sid, chunk.branch, chunk.attempt, k, state)
         self._acks.add(message.reply, ack)
+
+    def _is_over(self, branch: int) -> bool:
+        """What ends the branch, or the stream, is committed; or there is no such branch."""
+        if self._over or not 0 <= branch < len(self._command.branches):
+            return True
+        return bool(self._states) and self._states[branch].final
 
     def _committed(self, branch: int, attempt: int) -> int:
         state = self._states[branch] if self._states else None

@@ -1,14 +1,9 @@
 """The merger on real JetStream: it commits before it acknowledges, and a zombie writes nothing."""
 
 import asyncio
-from pathlib import Path
 
 import pytest
 
-from deploy.mesh.nats_server import NatsServer
-from deploy.mesh.ports import free_ports
-from services.merger.acks import Acks
-from services.merger.owner import Owner, Surroundings
 from services.merger.service import Merger, build
 from shared.bus import CancelMarks, Fenced, Link, WorkItem, WorkQueue
 from shared.events import (
@@ -35,8 +30,7 @@ from shared.messages import (
     standing_decoder,
     transcript_decoder,
 )
-from shared.settings import MIB, Settings
-from shared.telemetry import Counters
+from shared.settings import Settings
 from tests.support.meshkit import (
     FakeWorker,
     accepted,
@@ -48,7 +42,6 @@ from tests.support.meshkit import (
     running,
     until,
 )
-from tests.support.stoppable import stoppable
 
 STOP = BranchEnd(finish_reason="stop", model="m")
 
@@ -149,46 +142,6 @@ async def test_another_merger_goes_on_from_the_checkpoint_and_the_zombie_is_fenc
         await first.drain()
 
 
-async def test_a_merger_that_wakes_with_a_first_delivery_leaves_the_stream_to_its_owner(
-    bus_settings: Settings,
-) -> None:
-    """It was stopped before it had read the item, which was handed to another after the lease."""
-    async with link_of(bus_settings) as link:
-        item = await accepted(link, ["m"])
-        worker = FakeWorker(link, item.sid)
-        await worker.start()
-        late: list[WorkItem] = []
-
-        async def take(first: WorkItem) -> None:
-            late.append(first)
-            first.nak()
-
-        queue = WorkQueue(
-            link.bus,
-            stream=link.subjects.merges_stream,
-            consumer="merger",
-            subject=link.subjects.all("merge"),
-            slots=1,
-            ack_wait_s=5,
-            max_deliver=5,
-        )
-        await queue.start(take)
-        await order_merge(link, item)
-        await until(lambda: bool(late))
-        await queue.drain(1)
-        async with running(build(bus_settings)):
-            await worker.deliver(say(0, "one "))
-            first, counters = late[0], Counters()
-            first.settled = False
-            marks = CancelMarks(link.bus, link.subjects)
-            around = Surroundings(link, marks, Acks(link.bus), counters)
-            await Owner(around, first, item, total_s=60.0).run()
-            assert (counters["fenced"], first.settled) == (1, True)
-            await worker.deliver(say(1, "two", end=STOP))
-            records = await finished_log(link, item.sid)
-            assert {record.epoch for record in records} == {0, 1}
-
-
 async def test_a_merger_that_is_told_to_stop_hands_its_streams_over(bus_settings: Settings) -> None:
     async with link_of(bus_settings) as link:
         first, second = Merger(bus_settings), Merger(bus_settings)
@@ -231,26 +184,6 @@ async def test_cancelling_keeps_what_was_said_and_tells_the_worker_to_stop(
         await until(lambda: worker.acks[-1].state == "closed")
         (answer,) = await transcripts_of(link, 1)
         assert (answer.content, getattr(answer, "status", "")) == ("half an ans", "cancelled")
-
-
-async def test_a_cancel_whose_poke_was_lost_with_the_connection_ends_the_stream(
-    bus_settings: Settings, tmp_path: Path
-) -> None:
-    port, monitor_port = free_ports(2)
-    server = NatsServer(tmp_path / "nats", port, monitor_port, "test-only", 256 * MIB)
-    with stoppable(server, tmp_path / "nats.log") as nats:
-        own = bus_settings.model_copy(update={"nats_url": nats.url})
-        async with link_of(own) as link, running(build(own)):
-            item = await accepted(link, ["m"])
-            worker = FakeWorker(link, item.sid)
-            await worker.start()
-            await order_merge(link, item)
-            await worker.deliver(say(0, "half an ans"))
-            await CancelMarks(link.bus, link.subjects).set(item.sid, "user")
-            await asyncio.to_thread(nats.stop)
-            await asyncio.to_thread(nats.start)
-            records = await finished_log(link, item.sid)
-            assert records[-1].events[-1] == Cancelled(reason="user")
 
 
 async def test_a_stream_that_nobody_works_on_ends_with_an_error_when_its_time_is_up(
