@@ -6,9 +6,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 import pytest
-from nats.aio.client import Client, Server
+from nats.aio.client import Server
 
 from shared.bus import Bus, BusError, EventLog, Fenced, WrongSequence
+from shared.bus.client import DirectClient
 from shared.bus.connection import RECONNECT_WAIT_S
 from shared.bus.patience import Refused, patiently
 from shared.bus.publisher import PubAck
@@ -100,7 +101,7 @@ async def test_patience_ends_at_once_when_no_means_no() -> None:
 
 def test_a_server_that_was_just_lost_is_tried_last_and_a_pause_follows_each_round() -> None:
     """One that hangs takes connections, and costs two seconds before it is given up again."""
-    bus = Bus(Client(), "test")
+    bus = Bus(DirectClient(), "test")
     bus._server = "one:4222"
     one, two = (Server(urlsplit(f"nats://{host}:4222")) for host in ("one", "two"))  # type: ignore[arg-type]
     assert bus._choose_server([one, two], {}) == (two, 0.0)
