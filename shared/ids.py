@@ -17,11 +17,6 @@ def new_sid() -> str:
     return _random(SID_LENGTH)
 
 
-def new_session_id() -> str:
-    """A random session id; unlike a sid, a client may choose any subject token instead."""
-    return _random(SID_LENGTH)
-
-
 def new_instance_id(service: str) -> str:
     """A name for one running process of a service, unique in the mesh."""
     return f"{service}-{_random(8)}"
