@@ -67,7 +67,7 @@ class BranchRun:
         self._guard = Interruptible()
         self._outbox = outbox
         self._line = exchange.line(task.sid, task.branch, outbox, self._guard.interrupt)
-        self._log = log.bind(stream=task.sid, branch=task.branch, delivery=item.delivery)
+        self._log = log.bind(stream_id=task.sid, branch=task.branch, delivery=item.delivery)
         self._loop = asyncio.get_running_loop()
         self._started_at = self._loop.time()
         self._total_at = self._started_at + limits.total_s

@@ -262,6 +262,6 @@ class Exchange:
             if last is not None and decode_record(last.payload).finished:
                 line.close()
         except BusError as error:
-            log.info("worker.check_failed", stream=line.sid, error=str(error))
+            log.info("worker.check_failed", stream_id=line.sid, error=str(error))
         except msgspec.DecodeError:
-            log.warning("worker.record_malformed", stream=line.sid)
+            log.warning("worker.record_malformed", stream_id=line.sid)
