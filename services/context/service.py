@@ -45,14 +45,8 @@ class Context(Service):
     async def start(self) -> None:
         settings = self._settings
         self._opened = link = await Link.open(settings, self.name, self.instance, self.stats)
-        self._queue = WorkQueue(
-            link.bus,
-            stream=link.subjects.requests_stream,
-            consumer=self.name,
-            subject=link.subjects.all("request"),
-            slots=settings.context_slots,
-            ack_wait_s=settings.ack_wait_s,
-            max_deliver=settings.max_deliver,
+        self._queue = link.work_queue(
+            link.subjects.requests_stream, "request", self.name, slots=settings.context_slots
         )
         await asyncio.gather(self._cache.warm_up(), self._database.warm_up())
         await self._queue.start(self._handle)

@@ -41,14 +41,8 @@ class Merger(Service):
         marks = CancelMarks(link.bus, link.subjects)
         self._around = Surroundings(link, marks, Acks(link.bus), self._counters)
         link.bus.on_reconnect(self._on_reconnect)
-        self._queue = WorkQueue(
-            link.bus,
-            stream=link.subjects.merges_stream,
-            consumer=self.name,
-            subject=link.subjects.all("merge"),
-            slots=settings.merger_slots,
-            ack_wait_s=settings.ack_wait_s,
-            max_deliver=settings.max_deliver,
+        self._queue = link.work_queue(
+            link.subjects.merges_stream, "merge", self.name, slots=settings.merger_slots
         )
         await self._queue.start(self._own)
         await link.announce()

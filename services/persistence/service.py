@@ -48,14 +48,8 @@ class Persistence(Service):
         self._cache = Cache(settings.redis_url)
         self._caches = HistoryInvalidator(self._cache, CacheKeys(settings.prefix))
         self._writer = Writer(settings.postgres_url, self._caches.invalidate, self.counters)
-        self._queue = WorkQueue(
-            link.bus,
-            stream=link.subjects.transcripts_stream,
-            consumer=self.name,
-            subject=link.subjects.all("persist"),
-            slots=SLOTS,
-            ack_wait_s=settings.ack_wait_s,
-            max_deliver=settings.max_deliver,
+        self._queue = link.work_queue(
+            link.subjects.transcripts_stream, "persist", self.name, slots=SLOTS
         )
         self.tasks.spawn("writer", self._writer.run())
         self.tasks.spawn("caches", self._caches.run())

@@ -50,14 +50,8 @@ class Worker(Service):
             link, self.tasks, self._counters, acks_id, resend_after_s=settings.resend_after_s
         )
         await self._exchange.start()
-        self._queue = WorkQueue(
-            link.bus,
-            stream=link.subjects.tasks_stream,
-            consumer=self.name,
-            subject=link.subjects.all("task"),
-            slots=settings.worker_slots,
-            ack_wait_s=settings.ack_wait_s,
-            max_deliver=settings.max_deliver,
+        self._queue = link.work_queue(
+            link.subjects.tasks_stream, "task", self.name, slots=settings.worker_slots
         )
         await self._queue.start(self._generate)
         await link.announce()

@@ -7,6 +7,7 @@ from shared.bus.connection import Bus
 from shared.bus.log import EventLog
 from shared.bus.presence import Presence
 from shared.bus.publisher import Publisher
+from shared.bus.queue import WorkQueue
 from shared.bus.streams import declare_streams
 from shared.settings import Settings
 from shared.subjects import Subjects
@@ -17,11 +18,13 @@ class Link:
 
     def __init__(
         self,
+        settings: Settings,
         bus: Bus,
         subjects: Subjects,
         publisher: Publisher,
         presence: Presence,
     ) -> None:
+        self._settings = settings
         self.bus = bus
         self.subjects = subjects
         self.publisher = publisher
@@ -47,7 +50,19 @@ class Link:
         except BaseException:
             await bus.close()
             raise
-        return cls(bus, subjects, publisher, presence)
+        return cls(settings, bus, subjects, publisher, presence)
+
+    def work_queue(self, stream: str, kind: str, consumer: str, *, slots: int) -> WorkQueue:
+        """The queue of all items of one kind of subject, with the mesh's lease and limits."""
+        return WorkQueue(
+            self.bus,
+            stream=stream,
+            consumer=consumer,
+            subject=self.subjects.all(kind),
+            slots=slots,
+            ack_wait_s=self._settings.ack_wait_s,
+            max_deliver=self._settings.max_deliver,
+        )
 
     async def announce(self) -> None:
         """Answer $SRV.PING, INFO and STATS from now on: the service is ready for work."""
