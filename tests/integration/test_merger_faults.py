@@ -13,30 +13,25 @@ from services.merger.service import Merger, build
 from shared.bus import CancelMarks, EventLog, WorkItem, WorkQueue
 from shared.events import (
     Cancelled,
-    Delta,
 )
 from shared.messages import (
-    BranchEnd,
     Chunk,
 )
 from shared.settings import MIB, Settings
 from shared.telemetry import Counters
 from tests.support.meshkit import (
+    STOP,
     FakeWorker,
     accepted,
+    begun,
     finished_log,
     link_of,
     order_merge,
     running,
+    say,
     until,
 )
 from tests.support.stoppable import stoppable
-
-STOP = BranchEnd(finish_reason="stop", model="m")
-
-
-def say(k: int, words: str, attempt: int = 0, **kwargs: object) -> Chunk:
-    return Chunk(0, attempt, k, (Delta(0, words),), **kwargs)  # type: ignore[arg-type]
 
 
 async def test_a_branch_is_called_closed_only_when_its_end_is_in_the_log(
@@ -52,10 +47,7 @@ async def test_a_branch_is_called_closed_only_when_its_end_is_in_the_log(
 
     merger = Merger(bus_settings)
     async with link_of(bus_settings) as link, running(merger):
-        item = await accepted(link, ["m"])
-        worker = FakeWorker(link, item.sid)
-        await worker.start()
-        await order_merge(link, item)
+        item, worker = await begun(link)
         await worker.deliver(say(0, "one "))
         monkeypatch.setattr(EventLog, "commit", slow)
         heard = len(worker.acks)

@@ -11,7 +11,6 @@ from shared.events import (
     BranchStarted,
     Cancelled,
     ContextLoaded,
-    Delta,
     Done,
     Failed,
     Record,
@@ -21,10 +20,7 @@ from shared.fold import fold
 from shared.messages import (
     AskStanding,
     BranchAnswered,
-    BranchEnd,
     CancelRequested,
-    Chunk,
-    MergeStream,
     Transcript,
     msgpack_encoder,
     standing_decoder,
@@ -32,31 +28,19 @@ from shared.messages import (
 )
 from shared.settings import Settings
 from tests.support.meshkit import (
+    STOP,
     FakeWorker,
     accepted,
+    begun,
     finished_log,
     link_of,
     order_merge,
     records_of,
     records_until,
     running,
+    say,
     until,
 )
-
-STOP = BranchEnd(finish_reason="stop", model="m")
-
-
-def say(k: int, words: str, attempt: int = 0, **kwargs: object) -> Chunk:
-    return Chunk(0, attempt, k, (Delta(0, words),), **kwargs)  # type: ignore[arg-type]
-
-
-async def begun(link: Link) -> tuple[MergeStream, FakeWorker]:
-    """An accepted stream whose merge item is queued, and a worker for its branch."""
-    item = await accepted(link, ["m"])
-    worker = FakeWorker(link, item.sid)
-    await worker.start()
-    await order_merge(link, item)
-    return item, worker
 
 
 async def transcripts_of(link: Link, count: int) -> list[Transcript]:

@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from shared.actor import Service
 from shared.bus import Link, Message, Subscription
-from shared.events import ContextLoaded, Record, decode_record
+from shared.events import ContextLoaded, Delta, Record, decode_record
 from shared.ids import new_instance_id, new_sid
 from shared.intake import open_log
 from shared.messages import (
     Ack,
+    BranchEnd,
     BranchPlan,
     BranchRequest,
     Chunk,
@@ -141,3 +143,20 @@ class FakeWorker:
 
     def _on_acks(self, message: Message) -> None:
         self.acks += acks_decoder.decode(message.data)
+
+
+async def begun(link: Link) -> tuple[MergeStream, FakeWorker]:
+    """An accepted stream whose merge item is queued, and a worker for its branch."""
+    item = await accepted(link, ["m"])
+    worker = FakeWorker(link, item.sid)
+    await worker.start()
+    await order_merge(link, item)
+    return item, worker
+
+
+STOP = BranchEnd(finish_reason="stop", model="m")
+
+
+def say(k: int, words: str, attempt: int = 0, **kwargs: Any) -> Chunk:
+    """A chunk of the only branch."""
+    return Chunk(0, attempt, k, (Delta(0, words),), **kwargs)
